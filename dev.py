@@ -1,0 +1,93 @@
+#!/usr/bin/env python3
+"""Set up what the project needs, and run it: nothing but Python 3.11 or newer is required.
+
+    python3 dev.py demo           run the main job on the embedded service
+    python3 dev.py test [...]     run the tests; what follows goes to pytest
+    python3 dev.py check          lint, formatting and strict types
+    python3 dev.py wheel          build the wheel, install it alone, and run the main job from it
+    python3 dev.py lowest [...]   run the tests with the lowest Prefect that is supported
+
+Each keeps its environment beside this file (`.venv`, `.venv-lowest`) and brings it up to date first.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+# The server of the lowest Prefect does not work with the FastAPI that the newest one needs.
+LOWEST = ("prefect==3.7.1", "fastapi<0.137")
+QUIET = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+}
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
+    """Run a command, and leave with its exit code if it fails."""
+    code = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=os.environ | QUIET | environment, check=False
+    ).returncode
+    if code:
+        sys.exit(code)
+
+
+def environment(folder: Path, *requirements: str) -> Path:
+    """Return the folder of programs of a virtual environment that has what is required."""
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    print(f"Bringing {folder} up to date ...", flush=True)
+    if not (programs / "uv").exists():
+        try:
+            venv.create(folder, with_pip=True, clear=True)
+        except subprocess.CalledProcessError:
+            sys.exit("Python's `venv` cannot make an environment; on Debian, install the package python3-venv.")
+        run(programs / "python", "-m", "pip", "install", "--quiet", "uv")
+    run(programs / "uv", "pip", "install", "--quiet", "--python", programs / "python", *requirements)
+    return programs
+
+
+def wheel() -> None:
+    """Prove that the wheel needs nothing of the checkout."""
+    programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        run(programs / "python", "-m", "build", "--wheel", "--installer", "uv", "--outdir", place / "dist")
+        (built,) = (place / "dist").glob("*.whl")
+        alone = environment(place / "venv", str(built))
+        run(
+            alone / "prefect-xrt", "demo", "--out", place / "out", cwd=place, PREFECT_HOME=str(place / "prefect")
+        )
+
+
+def main() -> None:
+    """Do what the command line asks for."""
+    if sys.version_info < (3, 11):
+        sys.exit("Python 3.11 or newer is needed.")
+    act, *rest = sys.argv[1:] or ["help"]
+    if act == "demo":
+        programs = environment(ROOT / ".venv", "--editable", ".")
+        run(programs / "prefect-xrt", "demo", *rest, cwd=Path.cwd())
+    elif act == "test":
+        run(environment(ROOT / ".venv", "--editable", ".", "--group", "dev") / "pytest", *rest)
+    elif act == "lowest":
+        programs = environment(ROOT / ".venv-lowest", "--editable", ".", "--group", "dev", *LOWEST)
+        run(programs / "pytest", *rest)
+    elif act == "check":
+        programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
+        run(programs / "ruff", "check")
+        run(programs / "ruff", "format", "--check")
+        run(programs / "mypy")
+    elif act == "wheel":
+        wheel()
+    else:
+        sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
