@@ -9,7 +9,7 @@ registered address.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_xrt.protocol import Job, Outcome
@@ -40,10 +40,6 @@ __all__ = [
 ]
 
 
-def _rebuild(cls: type[XRTError], message: str, extras: dict[str, Any]) -> XRTError:
-    return cls(message, **extras)
-
-
 class XRTError(Exception):
     """The base of all errors of this package; never raised itself.
 
@@ -54,11 +50,6 @@ class XRTError(Exception):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by message and extras, so that keyword-only extras survive."""
-        extras = {name: value for name, value in vars(self).items() if name != "message"}
-        return (_rebuild, (type(self), self.message, extras))
 
 
 class ConfigurationError(XRTError):

@@ -640,10 +640,10 @@ def _check_products(view: _View) -> Iterator[tuple[str, str]]:
     fields = PRODUCT_FIELDS.values()
     if not view.wanted(*fields):
         yield "products", f"no product is asked for; give at least one of {', '.join(fields)}"
-    if view.wanted("light_curve", "spectrum"):
-        if not view.given("centroid"):
-            yield "centroid", "is missing; a light curve and a spectrum need to know whether to centroid"
-    elif view.holds("max_source_radius_px"):
+    asked = [field for field in fields if view.wanted(field)]
+    if asked not in ([], ["source_detection"]) and not view.given("centroid"):
+        yield "centroid", "is missing; say whether to centroid in the XRT frame (true or false)"
+    if view.holds("max_source_radius_px") and not view.wanted("light_curve", "spectrum"):
         yield "max_source_radius_px", "is of no use without a light curve or a spectrum"
     if view.get("position") is not None and not view.wanted(*_POSITIONS):
         yield "position", f"is of no use without a position; ask for one of {', '.join(_POSITIONS)}"
@@ -762,7 +762,7 @@ class ProductRequest(_Part):
         None, description="Whether the service looks the position up by the name (SIMBAD)."
     )
     centroid: Flag | None = Field(
-        None, description="Whether to centroid in the XRT frame; needed by a light curve and a spectrum."
+        None, description="Whether to centroid in the XRT frame; only source detection alone does without."
     )
     centroid_method: CentroidMethod | None = Field(None, description="How to centroid.")
     max_centroid_tries: Count | None = Field(

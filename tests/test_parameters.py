@@ -35,6 +35,7 @@ OWN = {
     "targets": ["00966554"],
     "ra_deg": 335.6985,
     "dec_deg": -7.5179,
+    "centroid": False,
     "image": {"energies_kev": ["0.3-10"]},
 }
 SERVICE = {
@@ -42,6 +43,7 @@ SERVICE = {
     "targ": "00966554",
     "RA": 335.6985,
     "Dec": -7.5179,
+    "cent": 0,
     "image": 1,
     "imen": "0.3-10",
 }
@@ -753,7 +755,12 @@ class TestReadRequestFile:
 def test_an_encoded_request_is_its_own() -> None:
     """What is done to encoded parameters does not reach the request."""
     built = ProductRequest(
-        name="x", targets=("00966554",), find_position=True, image=Image(), unknown={"x": [1]}
+        name="x",
+        targets=("00966554",),
+        find_position=True,
+        centroid=False,
+        image=Image(),
+        unknown={"x": [1]},
     )
     encode(built)["x"].append(2)  # type: ignore[union-attr]
     assert built.unknown == {"x": [1]}

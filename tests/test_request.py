@@ -253,7 +253,7 @@ class TestWhatFollows:
         """Source detection alone is asked for without position and centroid; with company it is not."""
         alone = ProductRequest(name="x", targets=("00966554",), source_detection={"which_data": "all"})
         assert alone.products == (Product.SOURCE_DET,)
-        assert {"ra_deg", "dec_deg"} == set(
+        assert {"ra_deg", "dec_deg", "centroid"} == set(
             problems(name="x", targets=("00966554",), source_detection={"which_data": "all"}, image=True)
         )
 

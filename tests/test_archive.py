@@ -1,0 +1,780 @@
+"""Hold `prefect_xrt.archive` to account."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import gzip
+import hashlib
+import io
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from prefect_xrt import archive
+from prefect_xrt.archive import ProductFile, download, extract, refuse_foreign_files, verify, write_text
+from prefect_xrt.client import XRTClient
+from prefect_xrt.emulator import Emulator, Fault, Scenario, Timeline
+from prefect_xrt.errors import (
+    ArchiveError,
+    OutputError,
+    ProductMissingError,
+    ServiceUnreachableError,
+    UnsafeArchiveError,
+    XRTError,
+)
+from prefect_xrt.protocol import ArchiveFormat, Job
+from prefect_xrt.request import Image, Product, ProductRequest
+
+FORMATS: tuple[ArchiveFormat, ...] = archive.ARCHIVE_FORMATS
+TARS: tuple[ArchiveFormat, ...] = ("tar", "tar.gz")
+REQUEST = ProductRequest(
+    name="GRB 200416A", targets=("00966554",), ra_deg=335.6985, dec_deg=-7.5179, centroid=True, position_error_arcmin=1,
+    image=Image(),
+)  # fmt: skip
+READY = Scenario(default=Timeline.of((4,)))
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, **fields: Any) -> tarfile.TarInfo:
+    """Make the header of a tar member."""
+    info = tarfile.TarInfo(name)
+    info.type = kind
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+def tar(*entries: tuple[tarfile.TarInfo | str, bytes], form: ArchiveFormat = "tar") -> bytes:
+    """Make a tar archive of headers, or names, with contents."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as bundle:
+        for head, content in entries:
+            info = member(head) if isinstance(head, str) else head
+            info.size = info.size or len(content)
+            bundle.addfile(info, io.BytesIO(content))
+    return gzip.compress(stream.getvalue()) if form == "tar.gz" else stream.getvalue()
+
+
+def zipped(*entries: tuple[zipfile.ZipInfo | str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Make a zip archive."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", method) as bundle:
+        for head, content in entries:
+            bundle.writestr(head, content)
+    return stream.getvalue()
+
+
+def packed(form: ArchiveFormat, *entries: tuple[str, bytes]) -> bytes:
+    """Make an archive of plain files."""
+    return zipped(*entries) if form == "zip" else tar(*entries, form=form)
+
+
+def zip_link(name: str, target: str) -> tuple[zipfile.ZipInfo, bytes]:
+    """Make a symbolic link as zip programs store one."""
+    info = zipfile.ZipInfo(name)
+    info.create_system = 3
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info, target.encode()
+
+
+def put(folder: Path, content: bytes, form: ArchiveFormat) -> Path:
+    """Write an archive to where it is unpacked from."""
+    path = folder / f"a.{form}"
+    path.write_bytes(content)
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """Return all that is in a folder: names with contents, none for folders."""
+    return {
+        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture
+def inner(tmp_path: Path) -> Path:
+    """Give a folder with room around it, so that what leaves it is seen."""
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    return folder
+
+
+class TestVerify:
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_whole(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """A whole archive is taken, as long as its contents stay within the limit."""
+        path = put(tmp_path, packed(form, ("d/a", b"a" * 1000), ("d/b", bytes(3000))), form)
+        verify(path, form)
+        with pytest.raises(UnsafeArchiveError, match="unpacks to more than 3999 bytes"):
+            verify(path, form, max_unpacked_bytes=3999)
+
+    @pytest.mark.parametrize("zeros", [False, True])
+    def test_tar_cut_anywhere(self, zeros: bool, tmp_path: Path) -> None:
+        """A tar file cut at any block before its end mark is refused, also where its files are full of zeros."""
+        content = bytes(2048) if zeros else b"x" * 2048
+        whole = tar(("a", content), ("b", content))
+        end = len(whole.rstrip(b"\0")) if not zeros else 2 * (512 + 2048)
+        end = -(-end // 512) * 512
+        for size in range(0, end + 1024, 512):
+            with pytest.raises(ArchiveError):
+                verify(put(tmp_path, whole[:size], "tar"), "tar")
+        verify(put(tmp_path, whole[: end + 1024], "tar"), "tar")
+
+    @pytest.mark.parametrize("form", ["tar.gz", "zip"])
+    def test_cut_anywhere(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """A compressed archive cut at any byte is refused."""
+        whole = packed(form, ("a", os.urandom(600)), ("b", b"y" * 100))
+        for size in range(0, len(whole), 7):
+            with pytest.raises(ArchiveError):
+                verify(put(tmp_path, whole[:size], form), form)
+        with pytest.raises(ArchiveError):
+            verify(put(tmp_path, whole[:-1], form), form)
+
+    @pytest.mark.parametrize("form", TARS)
+    def test_inner_tar_cut(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """A tar that was cut off between two members before it was compressed is refused."""
+        cut = tar(("a", b"x" * 512), ("b", b"y" * 512))[:1024]
+        with pytest.raises(ArchiveError):
+            verify(put(tmp_path, gzip.compress(cut) if form == "tar.gz" else cut, form), form)
+
+    @pytest.mark.parametrize("form", TARS)
+    def test_damaged_header(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """A damaged header in the middle is not taken for the end."""
+        content = bytearray(tar(("a", b"x" * 512), ("b", b"y" * 512)))
+        content[1024] ^= 0xFF
+        whole = gzip.compress(bytes(content)) if form == "tar.gz" else bytes(content)
+        with pytest.raises(ArchiveError, match="incomplete or damaged"):
+            verify(put(tmp_path, whole, form), form)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_empty(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """An archive of nothing, and a file of nothing, are refused."""
+        with pytest.raises(ArchiveError, match="holds nothing"):
+            verify(put(tmp_path, packed(form), form), form)
+        with pytest.raises(ArchiveError):
+            verify(put(tmp_path, b"", form), form)
+
+    @pytest.mark.parametrize("form", TARS)
+    def test_trailing_garbage(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """Something after the end is refused: it is not what was packed."""
+        with pytest.raises(ArchiveError):
+            verify(put(tmp_path, packed(form, ("a", b"x")) + b"garbage" * 100, form), form)
+        if form == "tar.gz":
+            inside = gzip.compress(tar(("a", b"x")) + b"garbage")
+            with pytest.raises(ArchiveError, match="something follows"):
+                verify(put(tmp_path, inside, form), form)
+
+    def test_gzip_checksum(self, tmp_path: Path) -> None:
+        """The checksum at the end of a compressed file is compared."""
+        whole = bytearray(packed("tar.gz", ("a", b"x")))
+        whole[-6] ^= 1
+        with pytest.raises(ArchiveError, match="CRC"):
+            verify(put(tmp_path, bytes(whole), "tar.gz"), "tar.gz")
+
+    def test_encrypted_zip(self, tmp_path: Path) -> None:
+        """An encrypted zip is told as one that cannot be read."""
+        whole = bytearray(zipped(("a", b"x" * 100)))
+        whole[6] |= 1
+        whole[whole.index(b"PK\x01\x02") + 8] |= 1
+        with pytest.raises(ArchiveError, match="encrypted"):
+            verify(put(tmp_path, bytes(whole), "zip"), "zip")
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_another_format(self, form: ArchiveFormat, tmp_path: Path) -> None:
+        """A page, and an archive of another format, are no archive of this one."""
+        other: ArchiveFormat = "zip" if form != "zip" else "tar"
+        for content in (b"<html>" * 500, packed(other, ("a", b"x"))):
+            with pytest.raises(ArchiveError):
+                verify(put(tmp_path, content, form), form)
+
+    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+    def test_long_name_bomb(self, kind: bytes, tmp_path: Path) -> None:
+        """A name of many megabytes is refused before it is read into memory."""
+        whole = tar((member("x", kind), bytes(2**22)), ("a", b"x"), form="tar.gz")
+        with pytest.raises(ArchiveError, match="a header of 4194304 bytes"):
+            verify(put(tmp_path, whole, "tar.gz"), "tar.gz")
+
+    def test_many_members(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An archive of more files than anybody needs is refused."""
+        monkeypatch.setattr(archive, "_MAX_MEMBERS", 10)
+        verify(put(tmp_path, packed("tar", *((str(n), b"") for n in range(10))), "tar"), "tar")
+        with pytest.raises(UnsafeArchiveError, match="more than 10 files"):
+            verify(put(tmp_path, packed("tar", *((str(n), b"") for n in range(11))), "tar"), "tar")
+
+    @pytest.mark.parametrize("form", FORMATS)
+    @FEW
+    @given(st.data())
+    def test_any_damage(self, form: ArchiveFormat, tmp_path: Path, data: st.DataObject) -> None:
+        """Whatever bytes are changed, an archive is unpacked or refused by name, and nothing leaves its folder."""
+        whole = bytearray(packed(form, ("d/a", b"a" * 700), ("b", b"b" * 10), ("c" * 120, b"c")))
+        for _ in range(data.draw(st.integers(1, 6))):
+            whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+        path = put(tmp_path, bytes(whole), form)
+        for act in (lambda: verify(path, form), lambda: extract(path, tmp_path / "out")):
+            with contextlib.suppress(ArchiveError, OutputError):
+                act()
+        assert {entry.name for entry in tmp_path.iterdir()} <= {
+            path.name,
+            "out",
+            *(f"a.{f}" for f in FORMATS),
+        }
+
+
+HOSTILE_TARS: dict[str, list[tuple[tarfile.TarInfo | str, bytes]]] = {
+    "absolute": [("/tmp/evil", b"x")],  # noqa: S108 - never written
+    "parent": [("../evil", b"x")],
+    "parent inside": [("a/../../evil", b"x")],
+    "parent folder": [(member("../evil", tarfile.DIRTYPE), b"")],
+    "symlink out": [(member("a", tarfile.SYMTYPE, linkname="../../evil"), b"")],
+    "symlink absolute": [(member("a", tarfile.SYMTYPE, linkname="/etc/passwd"), b"")],
+    "symlink to nothing": [(member("a", tarfile.SYMTYPE, linkname="b"), b"")],
+    "symlink to itself": [(member("a", tarfile.SYMTYPE, linkname="a"), b"")],
+    "symlink to folder": [("d/x", b"x"), (member("a", tarfile.SYMTYPE, linkname="d"), b"")],
+    "write through symlink": [(member("a", tarfile.SYMTYPE, linkname=".."), b""), ("a/evil", b"x")],
+    "replace symlink": [("x", b"x"), (member("a", tarfile.SYMTYPE, linkname="x"), b""), ("a", b"y")],
+    "symlink over file": [("x", b"x"), ("a", b"y"), (member("a", tarfile.SYMTYPE, linkname="x"), b"")],
+    "hardlink out": [(member("a", tarfile.LNKTYPE, linkname="../evil"), b"")],
+    "hardlink absolute": [(member("a", tarfile.LNKTYPE, linkname="/etc/passwd"), b"")],
+    "device": [(member("a", tarfile.CHRTYPE, devmajor=1, devminor=3), b"")],
+    "block device": [(member("a", tarfile.BLKTYPE), b"")],
+    "fifo": [(member("a", tarfile.FIFOTYPE), b"")],
+    "twice": [("a", b"x"), ("a", b"y")],
+    "twice by another spelling": [("d/a", b"x"), ("./d//a", b"y")],
+    "file then folder": [("a", b"x"), ("a/b", b"y")],
+    "folder then file": [("a/b", b"x"), ("a", b"y")],
+    "named folder then file": [(member("a", tarfile.DIRTYPE), b""), ("a", b"y")],
+    "file of no name": [(".", b"x")],
+    "line break": [("a\nb", b"x")],
+    "sparse": [(member("a", pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a",
+                                         "GNU.sparse.realsize": "9" * 12}), b"1\n0\n1\n" + bytes(506) + b"x")],
+}  # fmt: skip
+HOSTILE_ZIPS: dict[str, list[tuple[zipfile.ZipInfo | str, bytes]]] = {
+    "absolute": [("/tmp/evil", b"x")],  # noqa: S108 - never written
+    "parent": [("../evil", b"x")],
+    "parent folder": [("../evil/", b"")],
+    "symlink out": [zip_link("a", "../evil")],
+    "symlink absolute": [zip_link("a", "/etc/passwd")],
+    "write through symlink": [zip_link("a", ".."), ("a/evil", b"x")],
+    "file then folder": [("a", b"x"), ("a/b", b"y")],
+}
+
+
+class TestExtract:
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_contents(self, form: ArchiveFormat, inner: Path) -> None:
+        """Everything arrives in a folder of its own, byte by byte, and replaces what was there."""
+        path = put(inner, packed(form, ("d/a", b"a" * 5000), ("d/e/b", b""), ("ü", b"c")), form)
+        out = inner / "out"
+        out.mkdir()
+        (out / "old").write_bytes(b"old")
+        extract(path, out)
+        assert tree(out) == {"d": None, "d/a": b"a" * 5000, "d/e": None, "d/e/b": b"", "ü": b"c"}
+        assert sorted(os.listdir(inner)) == sorted([path.name, "out"])
+        assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE(inner.stat().st_mode)
+
+    @pytest.mark.parametrize("form", TARS)
+    @pytest.mark.parametrize("name", HOSTILE_TARS)
+    def test_hostile_tar(self, name: str, form: ArchiveFormat, inner: Path) -> None:
+        """What must not be unpacked is refused as a whole, and leaves no trace, inside or outside."""
+        path = put(inner, tar(*HOSTILE_TARS[name], form=form), form)
+        with pytest.raises(UnsafeArchiveError):
+            extract(path, inner / "out")
+        assert (os.listdir(inner), os.listdir(inner.parent)) == ([path.name], ["inner"])
+
+    @pytest.mark.parametrize("name", HOSTILE_ZIPS)
+    def test_hostile_zip(self, name: str, inner: Path) -> None:
+        """The same for zip files."""
+        path = put(inner, zipped(*HOSTILE_ZIPS[name]), "zip")
+        with pytest.raises(UnsafeArchiveError):
+            extract(path, inner / "out")
+        assert (os.listdir(inner), os.listdir(inner.parent)) == ([path.name], ["inner"])
+
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_zip_twice(self, inner: Path) -> None:
+        """A zip that holds two files of one name is refused."""
+        with pytest.raises(UnsafeArchiveError, match="twice"):
+            extract(put(inner, zipped(("a", b"x"), ("a", b"y")), "zip"), inner / "out")
+
+    @pytest.mark.parametrize("name", ["C:/windows/a", "C:\\a", "..\\..\\evil", "\\\\host\\a", "con", "-rf"])
+    def test_names_of_other_systems(self, name: str, inner: Path) -> None:
+        """Drive letters and backslashes mean nothing here: they are parts of names, and stay inside."""
+        extract(put(inner, zipped((name, b"x")), "zip"), inner / "out")
+        assert [content for content in tree(inner / "out").values() if content] == [b"x"]
+        assert os.listdir(inner.parent) == ["inner"]
+
+    def test_device_in_zip(self, inner: Path) -> None:
+        """What a zip calls a device becomes a plain file."""
+        info = zipfile.ZipInfo("a")
+        info.create_system, info.external_attr = 3, (stat.S_IFCHR | 0o666) << 16
+        extract(put(inner, zipped((info, b"x")), "zip"), inner / "out")
+        assert stat.S_ISREG((inner / "out" / "a").lstat().st_mode)
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_bomb(self, form: ArchiveFormat, inner: Path) -> None:
+        """An archive that unpacks beyond the limit is stopped there, and what was unpacked is gone."""
+        path = put(inner, packed(form, ("a", bytes(10**6)), ("b", bytes(10**6))), form)
+        with pytest.raises(UnsafeArchiveError, match="unpacks to more than 1500000 bytes"):
+            extract(path, inner / "out", max_unpacked_bytes=1_500_000)
+        assert os.listdir(inner) == [path.name]
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+    def test_links_inside(self, kind: bytes, inner: Path) -> None:
+        """A link to a file of the archive becomes a second name of it, whichever comes first."""
+        target = "d/x" if kind == tarfile.LNKTYPE else "x"
+        path = put(inner, tar((member("d/a", kind, linkname=target), b""), ("d/x", b"x")), "tar")
+        extract(path, inner / "out")
+        assert tree(inner / "out") == {"d": None, "d/a": b"x", "d/x": b"x"}
+        assert not (inner / "out/d/a").is_symlink()
+
+    def test_zip_link_inside(self, inner: Path) -> None:
+        """The same for a zip."""
+        extract(put(inner, zipped(zip_link("a", "x"), ("x", b"x")), "zip"), inner / "out")
+        assert tree(inner / "out") == {"a": b"x", "x": b"x"}
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_damaged(self, form: ArchiveFormat, inner: Path) -> None:
+        """A damaged archive leaves the folder that was there as it was."""
+        out = inner / "out"
+        out.mkdir()
+        (out / "old").write_bytes(b"old")
+        path = put(inner, packed(form, ("a", os.urandom(5000)))[:2500], form)
+        with pytest.raises(ArchiveError):
+            extract(path, out)
+        assert tree(out) == {"old": b"old"}
+        assert sorted(os.listdir(inner)) == sorted([path.name, "out"])
+
+    @pytest.mark.parametrize("link", [False, True])
+    def test_in_the_way(self, link: bool, inner: Path) -> None:
+        """A file, or a link, that has the folder's name is left alone."""
+        out = inner / "out"
+        if link:
+            out.symlink_to(inner.parent)
+        else:
+            out.write_bytes(b"mine")
+        with pytest.raises(OutputError, match="not a folder"):
+            extract(put(inner, tar(("a", b"x")), "tar"), out)
+        assert (out.is_symlink(), out.is_file() and out.read_bytes()) == (link, False if link else b"mine")
+
+    def test_unknown_format(self, inner: Path) -> None:
+        """A name that tells no format is refused."""
+        with pytest.raises(ArchiveError, match="none of"):
+            extract(inner / "a.rar", inner / "out")
+
+
+class TestWriteText:
+    def test_whole_or_not(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that cannot be written to its end leaves the one that was there."""
+        place = tmp_path / "job.json"
+        write_text(place, "first")
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OutputError, match="is full; nothing incomplete was left"):
+            write_text(place, "second")
+        assert tree(tmp_path) == {"job.json": b"first"}
+
+
+class World:
+    """A service with a finished job, a client, and a place for its files."""
+
+    def __init__(self, service: Emulator, client: XRTClient, place: Path) -> None:
+        self.service = service
+        self.client = client
+        self.place = place
+        self.job: Job = client.submit(REQUEST)
+        self.naps: list[float] = []
+
+    def download(self, form: ArchiveFormat = "tar.gz", **options: Any) -> ProductFile:
+        """Fetch the image without waiting between attempts."""
+        options = {"sleep": self.naps.append, **options}
+        job = options.pop("job", self.job)
+        return download(self.client, job, Product.IMAGE, self.place, form, **options)
+
+    def original(self, form: ArchiveFormat = "tar.gz") -> bytes:
+        """Return what the service serves."""
+        with self.client.open_file(self.job, Product.IMAGE, form) as remote:
+            return b"".join(remote.chunks)
+
+    def ranges(self) -> list[str | None]:
+        """Return what part was asked for in each request for a file."""
+        return [call.headers.get("Range") for call in self.service.calls("file")]
+
+
+@pytest.fixture
+def worlds(tmp_path: Path) -> Iterator[Callable[..., World]]:
+    """Make worlds, and end them."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*faults: Fault, **options: Any) -> World:
+            scenario = Scenario(default=Timeline.of((4,)), faults=faults, **options)
+            service = stack.enter_context(Emulator(scenario, clock=lambda: 0.0))
+            client = stack.enter_context(
+                XRTClient(service.user_id, service.url, read_timeout_s=5, sleep=lambda _: None)
+            )
+            return World(service, client, tmp_path / "out")
+
+        yield make
+
+
+class TestDownload:
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_each_format(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """A bundle arrives whole, with its length and checksum, and nothing else is left but the checksum."""
+        world = worlds()
+        file = world.download(form)
+        content = world.original(form)
+        assert file.path.read_bytes() == content
+        assert (file.job_id, file.product, file.size, file.kept) == (
+            world.job.id,
+            Product.IMAGE,
+            len(content),
+            False,
+        )
+        assert file.sha256 == hashlib.sha256(content).hexdigest()
+        assert sorted(os.listdir(world.place)) == [f"image.{form}", f"image.{form}.sha256"]
+
+    def test_sha256sum(self, worlds: Callable[..., World]) -> None:
+        """The checksum beside a file is what `sha256sum --check` reads."""
+        world = worlds()
+        world.download()
+        command = ["sha256sum", "--check", "--strict", "image.tar.gz.sha256"]
+        assert (
+            subprocess.run(command, cwd=world.place, check=True, capture_output=True).stdout
+            == b"image.tar.gz: OK\n"
+        )
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_unpacked(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """Unpacked where asked, into a folder of the product's short name."""
+        world = worlds()
+        file = world.download(form, unpack=True)
+        assert file.extracted_to == world.place / "image"
+        assert (world.place / f"image/USERPROD_{world.job.id}/image/success.txt").is_file()
+
+    def test_kept(self, worlds: Callable[..., World]) -> None:
+        """This job's file that is there is verified and kept; nothing is fetched, but what is missing is unpacked."""
+        world = worlds()
+        first = world.download()
+        again = world.download(unpack=True)
+        assert again == first.model_copy(update={"kept": True, "extracted_to": world.place / "image"})
+        assert len(world.service.calls("file")) == 1
+        assert (world.place / "image").is_dir()
+
+    @pytest.mark.parametrize("damage", ["cut", "flip", "checksum"])
+    def test_kept_damaged(self, damage: str, worlds: Callable[..., World]) -> None:
+        """This job's file that was damaged since is fetched again."""
+        world = worlds()
+        place = world.download("tar").path
+        content = place.read_bytes()
+        if damage == "cut":
+            place.write_bytes(content[:1000])
+        elif damage == "flip":
+            place.write_bytes(content[:600] + b"\xff" + content[601:])
+        else:
+            side = place.with_name("image.tar.sha256")
+            side.write_text(side.read_text().replace("  image", "0  image"))
+        assert world.download("tar").kept is False
+        assert place.read_bytes() == content
+
+    @pytest.mark.parametrize("side", ["another job", "none", "nonsense", "blank", "binary"])
+    def test_foreign(self, side: str, worlds: Callable[..., World]) -> None:
+        """A file that is not known to be this job's is left alone, unless it is to be replaced."""
+        world = worlds()
+        world.place.mkdir()
+        path = world.place / "image.tar.gz"
+        path.write_bytes(b"mine")
+        texts = {"another job": b"# 9 x\n00  image.tar.gz\n", "nonsense": b"a\nb\nc", "binary": b"\xff\xfe",
+                 "blank": f"# {world.job.id} {world.job.url}\n\n".encode()}  # fmt: skip
+        if side in texts:
+            path.with_name("image.tar.gz.sha256").write_bytes(texts[side])
+        with pytest.raises(OutputError, match="not of this job"):
+            world.download()
+        with pytest.raises(OutputError, match="not of this job"):
+            refuse_foreign_files(world.place, [Product.IMAGE], "tar.gz")
+        assert (path.read_bytes(), world.ranges()) == (b"mine", [])
+        assert world.download(overwrite=True).kept is False
+        assert path.read_bytes() == world.original()
+
+    def test_foreign_folder(self, worlds: Callable[..., World]) -> None:
+        """A folder that was there before any bundle was is not replaced unasked."""
+        world = worlds()
+        (world.place / "image").mkdir(parents=True)
+        (world.place / "image" / "thesis.tex").write_text("mine")
+        with pytest.raises(OutputError, match="not of this job"):
+            world.download(unpack=True)
+        assert tree(world.place) == {"image": None, "image/thesis.tex": b"mine"}
+        world.download(unpack=True, overwrite=True)
+        assert not (world.place / "image" / "thesis.tex").exists()
+
+    def test_overwrite(self, worlds: Callable[..., World]) -> None:
+        """Where asked, a good file is fetched again."""
+        world = worlds()
+        world.download()
+        assert world.download(overwrite=True).kept is False
+        assert len(world.service.calls("file")) == 2
+
+    def test_missing(self, worlds: Callable[..., World]) -> None:
+        """A product without files is told at once, and leaves nothing."""
+        world = worlds(timelines={"image": Timeline.of((-1,))})
+        with pytest.raises(ProductMissingError):
+            world.download()
+        assert (os.listdir(world.place), world.naps) == ([], [])
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_bomb(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """A bundle that would unpack beyond the limit is refused at once, and leaves nothing."""
+        world = worlds()
+        with pytest.raises(UnsafeArchiveError):
+            world.download(form, max_unpacked_bytes=100)
+        assert (os.listdir(world.place), len(world.service.calls("file"))) == ([], 1)
+
+
+# A plain tar has no checksum of its contents: nothing tells that they were changed on the way.
+PASSING = [
+    (kind, form)
+    for kind in (
+        "truncated-file",
+        "corrupt-file",
+        "http-500",
+        "http-503",
+        "http-429",
+        "html-200",
+        "reset-before",
+    )
+    for form in FORMATS
+    if (kind, form) != ("corrupt-file", "tar")
+]
+
+
+class TestTrouble:
+    @pytest.mark.parametrize(("kind", "form"), PASSING)
+    def test_passing(self, kind: str, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """Trouble that passes costs attempts, not the file."""
+        world = worlds(Fault("file", kind, times=3))
+        file = world.download(form)
+        assert (file.path.read_bytes(), len(world.naps)) == (world.original(form), 3)
+
+    @pytest.mark.parametrize(
+        ("kind", "error"),
+        [
+            ("corrupt-file", ArchiveError),
+            ("truncated-file", ServiceUnreachableError),
+            ("http-503", ServiceUnreachableError),
+        ],
+    )
+    def test_lasting(self, kind: str, error: type[XRTError], worlds: Callable[..., World]) -> None:
+        """Trouble that lasts is told after five attempts, and nothing is left."""
+        world = worlds(Fault("file", kind, times=-1), allow_range=False)
+        with pytest.raises(error):
+            world.download()
+        assert (os.listdir(world.place), len(world.service.calls("file"))) == ([], 5)
+
+    def test_trickle(self, worlds: Callable[..., World]) -> None:
+        """A file that comes byte by byte comes all the same."""
+        world = worlds(Fault("file", "trickle", seconds=0.00001))
+        assert world.download().path.read_bytes() == world.original()
+
+    def test_resumed(self, worlds: Callable[..., World]) -> None:
+        """A broken transfer goes on where it stopped, if the file is still the same."""
+        world = worlds(
+            Fault("file", "truncated-file", at_bytes=700), Fault("file", "truncated-file", at_bytes=50)
+        )
+        content = world.download().path.read_bytes()
+        assert world.ranges() == [None, "bytes=700-", "bytes=750-"]
+        _, second, _ = world.service.calls("file")
+        assert second.headers["If-Range"].startswith('"')
+        assert second.status == 206
+        assert content == world.original()
+
+    def test_resumed_without_ranges(self, worlds: Callable[..., World]) -> None:
+        """Where the service does not serve parts, a transfer starts again, and the file is right."""
+        world = worlds(Fault("file", "truncated-file", at_bytes=700), allow_range=False)
+        content = world.download().path.read_bytes()
+        assert [call.status for call in world.service.calls("file")] == [200, 200]
+        assert content == world.original()
+
+    def test_changed_meanwhile(self, worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file that changed between two attempts is fetched from its start: no mixture of the two."""
+        world = worlds(Fault("file", "truncated-file", at_bytes=700))
+        open_file = world.client.open_file
+
+        def changed(*arguments: Any, validator: str | None = None, **options: Any) -> Any:
+            return open_file(*arguments, validator=validator and '"of before"', **options)
+
+        monkeypatch.setattr(world.client, "open_file", changed)
+        content = world.download().path.read_bytes()
+        assert [call.status for call in world.service.calls("file")] == [200, 200]
+        assert content == world.original()
+
+    def test_restart_after_damage(self, worlds: Callable[..., World]) -> None:
+        """What arrived whole but damaged is thrown away: the next attempt starts anew."""
+        world = worlds(Fault("file", "corrupt-file"))
+        world.download()
+        assert world.ranges() == [None, None]
+
+    def test_retry_after(self, worlds: Callable[..., World]) -> None:
+        """The service's own word for when to come back is honoured, and an hour is left to the caller."""
+        world = worlds(Fault("file", "http-429", retry_after=99), Fault("file", "http-429", retry_after=3600))
+        with pytest.raises(ServiceUnreachableError) as caught:
+            world.download()
+        assert (world.naps, caught.value.retry_after_s) == ([99.0], 3600.0)
+
+    def test_leftover(self, worlds: Callable[..., World]) -> None:
+        """What a killed process left behind does no harm."""
+        world = worlds()
+        world.place.mkdir()
+        (world.place / ".image.tar.gz.part").write_bytes(b"half" * 10**5)
+        assert world.download().path.read_bytes() == world.original()
+        assert sorted(os.listdir(world.place)) == ["image.tar.gz", "image.tar.gz.sha256"]
+
+    def test_another_process(self, worlds: Callable[..., World]) -> None:
+        """A file that another process is writing is left to it, byte by byte."""
+        world = worlds()
+        world.place.mkdir()
+        part = world.place / ".image.tar.gz.part"
+        script = (
+            "import fcntl, sys\n"
+            f"stream = open({str(part)!r}, 'wb')\n"
+            "stream.write(b'half')\nstream.flush()\n"
+            "fcntl.flock(stream, fcntl.LOCK_EX)\n"
+            "print('locked', flush=True)\nsys.stdin.read()\n"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"locked\n"
+            with pytest.raises(OutputError, match="Another process is writing"):
+                world.download()
+            assert tree(world.place) == {part.name: b"half"}
+            assert other.stdin is not None
+            other.stdin.close()
+        assert world.download().kept is False
+
+    def test_renamed_under_the_lock(
+        self, worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A file that another process finished between opening and locking is not written over."""
+        world = worlds()
+        lock = fcntl.flock
+
+        def late(stream: Any, operation: int) -> None:
+            (world.place / ".image.tar.gz.part").replace(world.place / "image.tar.gz")
+            (world.place / "image.tar.gz").write_bytes(b"theirs")
+            lock(stream, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        with pytest.raises(OutputError, match="Another process"):
+            world.download()
+        assert tree(world.place) == {"image.tar.gz": b"theirs"}
+
+    @pytest.mark.parametrize("where", ["place", "above"])
+    def test_unwritable(self, where: str, worlds: Callable[..., World]) -> None:
+        """A folder that cannot be made is told before anything is fetched."""
+        world = worlds()
+        world.place.write_bytes(b"a file")
+        if where == "above":
+            world.place /= "below"
+        with pytest.raises(OutputError, match="cannot be written"):
+            world.download()
+        assert world.ranges() == []
+
+    @pytest.mark.parametrize("unpack", [False, True])
+    def test_disk_full(
+        self, unpack: bool, worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A full disk is told as that, and nothing incomplete is left."""
+        world = worlds()
+        if unpack:
+            world.download()
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        class Full:
+            """A stream on a full disk."""
+
+            def __init__(self, stream: Any) -> None:
+                self.stream = stream
+
+            write = full
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(self.stream, name)
+
+        if unpack:
+            monkeypatch.setattr(archive.shutil, "copyfileobj", full)
+        else:
+            make = archive._Transfer.__init__
+            monkeypatch.setattr(
+                archive._Transfer,
+                "__init__",
+                lambda self, *given: make(self, *given[:-1], cast(Any, Full(given[-1]))),
+            )
+        before = tree(world.place) if unpack else {}
+        with pytest.raises(OutputError, match="is full; nothing incomplete was left"):
+            world.download(unpack=unpack)
+        assert tree(world.place) == before
+
+    def test_file_size_limit(self, worlds: Callable[..., World]) -> None:
+        """A real refusal of the system in the middle of a file is told by name, and leaves nothing behind."""
+        world = worlds(file_padding_bytes=2 * 10**6)
+        script = (
+            "import resource, signal, sys\n"
+            "from pathlib import Path\n"
+            "from prefect_xrt import archive, client, errors\n"
+            "from prefect_xrt.protocol import Job\n"
+            "from prefect_xrt.request import Product\n"
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
+            f"job = Job.model_validate_json({world.job.model_dump_json()!r})\n"
+            f"service = client.XRTClient({world.service.user_id!r}, {world.service.url!r})\n"
+            "try:\n"
+            f"    archive.download(service, job, Product.IMAGE, Path({str(world.place)!r}))\n"
+            "except errors.OutputError as error:\n"
+            "    print(error)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        assert "cannot be written: File too large" in done.stdout
+        assert os.listdir(world.place) == []
+
+
+class TestMemory:
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_large_file(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """A bundle of 300 MB is fetched, verified and unpacked in much less memory than it has bytes."""
+        world = worlds(file_padding_bytes=300 * 10**6)
+        script = (
+            "import resource\n"
+            "from pathlib import Path\n"
+            "from prefect_xrt import archive, client\n"
+            "from prefect_xrt.protocol import Job\n"
+            "from prefect_xrt.request import Product\n"
+            f"job = Job.model_validate_json({world.job.model_dump_json()!r})\n"
+            f"service = client.XRTClient({world.service.user_id!r}, {world.service.url!r})\n"
+            "service.count_active_jobs()\n"
+            "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            f"file = archive.download(service, job, Product.IMAGE, Path({str(world.place)!r}), {form!r}, unpack=True)\n"
+            "print(file.size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        shutil.rmtree(world.place)
+        size, grown_kib = map(int, done.stdout.split())
+        assert size > 300 * 10**6
+        assert grown_kib < 100 * 1024
