@@ -46,7 +46,9 @@ def environment(folder: Path, *requirements: str) -> Path:
         try:
             venv.create(folder, with_pip=True, clear=True)
         except subprocess.CalledProcessError:
-            sys.exit("Python's `venv` cannot make an environment; on Debian, install the package python3-venv.")
+            sys.exit(
+                "Python's `venv` cannot make an environment; on Debian, install the package python3-venv."
+            )
         run(programs / "python", "-m", "pip", "install", "--quiet", "uv")
     run(programs / "uv", "pip", "install", "--quiet", "--python", programs / "python", *requirements)
     return programs
@@ -61,7 +63,12 @@ def wheel() -> None:
         (built,) = (place / "dist").glob("*.whl")
         alone = environment(place / "venv", str(built))
         run(
-            alone / "prefect-xrt", "demo", "--out", place / "out", cwd=place, PREFECT_HOME=str(place / "prefect")
+            alone / "prefect-xrt",
+            "demo",
+            "--out",
+            place / "out",
+            cwd=place,
+            PREFECT_HOME=str(place / "prefect"),
         )
 
 

@@ -52,6 +52,7 @@ MAX_UNPACKED_BYTES = 100 * 2**30
 
 ARCHIVE_FORMATS: tuple[ArchiveFormat, ...] = get_args(ArchiveFormat)
 
+_PROBE_BYTES = 2**16
 _MAX_MEMBERS = 1_000_000
 _MAX_LINK_BYTES = 4096
 _MAX_HEADER_BYTES = 2**20
@@ -175,8 +176,9 @@ def make_directory(directory: Path) -> None:
     """
     with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            # A full disk takes an empty file.
+            probe.write(bytes(_PROBE_BYTES))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,48 @@
+"""One target, on a schedule or at the press of a button: every run builds into a folder of its own.
+
+Deploy it with `deployments/prefect.yaml`, or serve it from this machine:
+
+    python flows/one_target.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from prefect import flow
+from prefect.runtime import flow_run
+from pydantic import JsonValue
+
+from prefect_xrt import BuildReport, ProductRequest, build_products
+
+
+@flow(name="one-target")
+def one_target(
+    request: ProductRequest | dict[str, JsonValue],
+    output_root: Path = Path("products"),
+    credentials: str | None = None,
+    accept_partial: bool = False,
+) -> BuildReport:
+    """Build the products of one request into a new folder.
+
+    A retry of the run goes on in the same folder.
+
+    Args:
+        request: What to build: a `ProductRequest`, or JSON in this project's or the service's spelling.
+        output_root: Where the run's folder goes.
+        credentials: The name of an `XRTCredentials` block; the environment serves by default.
+        accept_partial: Complete even if only some products are ready.
+
+    Returns:
+        What was built.
+
+    Raises:
+        XRTError: As `build_products` does.
+    """
+    folder = output_root / f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
+    return cast(BuildReport, build_products(request, folder, credentials, accept_partial=accept_partial))
+
+
+if __name__ == "__main__":
+    one_target.serve(name="one-target")

@@ -1,0 +1,116 @@
+"""Prefect tasks, sensor, flows and blocks for the XRT product generator of the UK Swift Science Data Centre.
+
+Names are loaded when they are first used, so that what needs no Prefect does not wait for its import.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from prefect_xrt._version import __version__
+
+if TYPE_CHECKING:
+    from prefect_xrt.archive import ProductFile
+    from prefect_xrt.blocks import XRTCredentials, XRTJob, XRTJobRun
+    from prefect_xrt.client import XRTClient
+    from prefect_xrt.flows import build_products
+    from prefect_xrt.parameters import read_request, read_request_file
+    from prefect_xrt.protocol import CancelResult, Job, JobSummary, Outcome, ProductState, ProductStatus
+    from prefect_xrt.reports import BuildReport
+    from prefect_xrt.request import (
+        AstrometricPosition,
+        Image,
+        LightCurve,
+        PositionOptions,
+        Product,
+        ProductRequest,
+        SourceDetection,
+        Spectrum,
+        TimeSlice,
+    )
+    from prefect_xrt.sensor import Pacing
+    from prefect_xrt.tasks import (
+        attach_job,
+        cancel_products,
+        check_product_status,
+        download_product,
+        submit_request,
+        wait_for_products,
+    )
+
+_ROOMS = {
+    "archive": ("ProductFile",),
+    "blocks": ("XRTCredentials", "XRTJob", "XRTJobRun"),
+    "client": ("XRTClient",),
+    "flows": ("build_products",),
+    "parameters": ("read_request", "read_request_file"),
+    "protocol": ("CancelResult", "Job", "JobSummary", "Outcome", "ProductState", "ProductStatus"),
+    "reports": ("BuildReport",),
+    "request": (
+        "AstrometricPosition",
+        "Image",
+        "LightCurve",
+        "PositionOptions",
+        "Product",
+        "ProductRequest",
+        "SourceDetection",
+        "Spectrum",
+        "TimeSlice",
+    ),
+    "sensor": ("Pacing",),
+    "tasks": (
+        "attach_job",
+        "cancel_products",
+        "check_product_status",
+        "download_product",
+        "submit_request",
+        "wait_for_products",
+    ),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "AstrometricPosition",
+    "BuildReport",
+    "CancelResult",
+    "Image",
+    "Job",
+    "JobSummary",
+    "LightCurve",
+    "Outcome",
+    "Pacing",
+    "PositionOptions",
+    "Product",
+    "ProductFile",
+    "ProductRequest",
+    "ProductState",
+    "ProductStatus",
+    "SourceDetection",
+    "Spectrum",
+    "TimeSlice",
+    "XRTClient",
+    "XRTCredentials",
+    "XRTJob",
+    "XRTJobRun",
+    "__version__",
+    "attach_job",
+    "build_products",
+    "cancel_products",
+    "check_product_status",
+    "download_product",
+    "read_request",
+    "read_request_file",
+    "submit_request",
+    "wait_for_products",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _ROOM_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOM_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

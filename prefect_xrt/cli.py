@@ -1,0 +1,595 @@
+"""The same acts for a shell: `prefect-xrt`.
+
+Only `build` and `demo` need Prefect; the others talk to the service alone. What a script may read
+goes to standard output, what is only said on the way goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from prefect_xrt import archive, errors, protocol, sensor
+from prefect_xrt._version import __version__
+from prefect_xrt.client import XRTClient, settings_from_environment
+from prefect_xrt.parameters import read_request_file
+from prefect_xrt.protocol import ArchiveFormat, Outcome
+from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.sensor import Pacing
+
+if TYPE_CHECKING:
+    from prefect import State
+
+    from prefect_xrt.reports import BuildReport
+
+EXIT_CODES = """
+Exit codes:
+  0    all products ready, or what was asked was done
+  1    an error of the program itself
+  2    wrong usage of the command line
+  3    partly: some products are ready, others failed or were cancelled
+  4    failed: no product is ready
+  5    cancelled: every product was cancelled
+  6    the request is invalid, or the service refused it
+  7    the service cannot be reached, or something else answers
+  8    the deadline has passed; the job lives on
+  9    no such job, or it is someone else's
+  10   the account is missing or not registered, or a setting is wrong
+  11   uncertain: a request was sent and no clear answer came
+  12   files cannot be written, are not there, or arrived damaged
+  130  interrupted
+"""
+
+_EXIT_OF: tuple[tuple[type[errors.XRTError], int], ...] = (
+    (errors.InvalidRequestError, 6),
+    (errors.RequestRefusedError, 6),
+    (errors.UnknownUserError, 10),
+    (errors.ConfigurationError, 10),
+    (errors.JobNotFoundError, 9),
+    (errors.RefusedError, 6),
+    (errors.SubmitUncertainError, 11),
+    (errors.DeadlineError, 8),
+    (errors.FailedLooksError, 7),
+    (errors.ServiceUnreachableError, 7),
+    (errors.AnswerError, 7),
+    (errors.ProductMissingError, 12),
+    (errors.ArchiveError, 12),
+    (errors.OutputError, 12),
+)
+_PARTLY, _FAILED, _CANCELLED, _INTERRUPTED = 3, 4, 5, 130
+
+_STYLES = {"ready": "green", "failed": "red", "alarm": "bold red", "cancelled": "yellow", "running": "cyan"}
+
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Group(click.Group):
+    """Turns the package's errors into a line or two and a documented exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", errors.RequestWarning)
+            warnings.simplefilter("always", errors.ServiceWarning)
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except errors.XRTError as error:
+                _fail(error, as_json=bool(ctx.find_root().obj))
+            except KeyboardInterrupt:
+                _say("Interrupted. A job that was submitted lives on: `prefect-xrt jobs` lists it.")
+                sys.exit(_INTERRUPTED)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    _err.print(f"Note: {message}", style="yellow", markup=False)
+
+
+def _fail(error: errors.XRTError, *, as_json: bool) -> NoReturn:
+    if as_json:
+        _put_json({"error": type(error).__name__, "message": error.message})
+    else:
+        _err.print(f"Error: {error.message}", style="red", markup=False)
+    sys.exit(_code_of(error))
+
+
+def _code_of(error: errors.XRTError) -> int:
+    return next((code for kind, code in _EXIT_OF if isinstance(error, kind)), 1)
+
+
+def _put_json(data: object) -> None:
+    click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+
+
+@click.group(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=f"\b{EXIT_CODES}",
+)
+@click.version_option(__version__, prog_name="prefect-xrt")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Build products of Swift XRT data at the UK Swift Science Data Centre.
+
+    The account comes from --user-id, else from PREFECT_XRT_USER_ID, else from the XRTCredentials
+    block named by --credentials (or PREFECT_XRT_CREDENTIALS).
+    """
+    ctx.obj = False
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def add(function: Any) -> Any:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def _note_json(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    ctx.find_root().obj = value
+    return value
+
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, callback=_note_json, help="Print one JSON document instead of text."
+)
+_account_options = _options(
+    click.option(
+        "--user-id",
+        metavar="ADDRESS",
+        help="The registered address. Other users of this machine can see it in the list of processes; "
+        "PREFECT_XRT_USER_ID is not seen.",
+    ),
+    click.option("--base-url", metavar="URL", help="Where the service is [env: PREFECT_XRT_BASE_URL]."),
+    click.option(
+        "--credentials",
+        metavar="BLOCK",
+        envvar="PREFECT_XRT_CREDENTIALS",
+        help="The name of an XRTCredentials block [env: PREFECT_XRT_CREDENTIALS].",
+    ),
+)
+_products_option = click.option(
+    "--product",
+    "products",
+    multiple=True,
+    type=click.Choice([product.value for product in Product], case_sensitive=False),
+    help="Only this product; may be repeated.",
+)
+_wait_options = _options(
+    click.option(
+        "--interval",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="SECONDS",
+        help="Between looks at first; grows while nothing changes. At least 60, except on this machine.",
+    ),
+    click.option(
+        "--deadline",
+        type=click.FloatRange(min=0, min_open=True),
+        default=sensor.DEADLINE_S,
+        metavar="SECONDS",
+        help="How long to wait altogether [13 hours].",
+    ),
+)
+_files_options = _options(
+    click.option(
+        "--out",
+        "directory",
+        required=True,
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Where files go.",
+    ),
+    click.option(
+        "--format",
+        "archive_format",
+        type=click.Choice(archive.ARCHIVE_FORMATS),
+        default="tar.gz",
+        show_default=True,
+        help="How the files are bundled.",
+    ),
+    click.option("--extract", is_flag=True, help="Also unpack every bundle, into a folder beside it."),
+    click.option("--overwrite", is_flag=True, help="Replace files that are there already."),
+)
+_request_argument = click.argument("request_file", metavar="REQUEST.json", type=click.Path(path_type=Path))
+_job_argument = click.argument("job_id", metavar="JOB_ID", type=click.IntRange(min=1))
+
+
+def _settings(user_id: str | None, base_url: str | None, credentials: str | None) -> tuple[str, str]:
+    """Return the registered address and the base URL: from options, else variables, else a block."""
+    if not user_id and not os.environ.get("PREFECT_XRT_USER_ID") and credentials:
+        from prefect_xrt.blocks import load_credentials  # noqa: PLC0415 - brings in Prefect
+
+        block = load_credentials(credentials)
+        chosen = base_url or os.environ.get("PREFECT_XRT_BASE_URL") or block.base_url
+        return block.user_id.get_secret_value(), chosen
+    if user_id:
+        return user_id, base_url or os.environ.get("PREFECT_XRT_BASE_URL") or protocol.BASE_URL
+    address, url = settings_from_environment()
+    return address, base_url or url
+
+
+def _client(account: dict[str, str | None]) -> XRTClient:
+    return XRTClient(*_settings(**account))
+
+
+def _pacing(interval_s: float | None) -> Pacing:
+    return Pacing() if interval_s is None else Pacing(floor_s=interval_s, ceiling_s=10 * interval_s)
+
+
+@cli.command()
+@_request_argument
+@_account_options
+@_json_option
+def submit(request_file: Path, as_json: bool, **account: str | None) -> None:
+    """Submit a request and print the job's ID."""
+    user_id, base_url = _settings(**account)
+    request = read_request_file(request_file, user_id=user_id)
+    with XRTClient(user_id, base_url) as client:
+        job = client.submit(request)
+    if as_json:
+        _put_json(job.model_dump(mode="json"))
+    else:
+        click.echo(job.id)
+        _err.print(f"{job}: {', '.join(job.products)}; its files will be below {job.url}", markup=False)
+
+
+@cli.command()
+@_job_argument
+@_products_option
+@_account_options
+@_json_option
+def status(job_id: int, products: tuple[str, ...], as_json: bool, **account: str | None) -> None:
+    """Look once at the products of a job."""
+    with _client(account) as client:
+        outcome = client.check_product_status(client.attach(job_id), products or None)
+    if as_json:
+        _put_json({"JobID": job_id, "complete": outcome.complete, "products": outcome.as_service()})
+        return
+    for product, entry in outcome.statuses.items():
+        click.echo(f"{product.value} -> {entry.text} ({entry.code})")
+        if entry.active_step:
+            click.echo(entry.progress_text)
+
+
+@cli.command()
+@_job_argument
+@_wait_options
+@_account_options
+@_json_option
+def wait(job_id: int, interval: float | None, deadline: float, as_json: bool, **account: str | None) -> None:
+    """Wait until every product of a job has ended."""
+    with _client(account) as client, _display() as show:
+        job = client.attach(job_id)
+        outcome = sensor.wait_for_products(
+            client, job, pacing=_pacing(interval), deadline_s=deadline, log=_say, on_look=show
+        )
+    if as_json:
+        _put_json({"JobID": job_id, "complete": outcome.complete, "products": outcome.as_service()})
+    else:
+        click.echo(f"{job}: {outcome.describe()}")
+    sys.exit(_exit_code(len(outcome.ready), len(outcome.statuses), len(outcome.cancelled)))
+
+
+def _say(line: str) -> None:
+    _err.print(line, markup=False)
+
+
+def _exit_code(ready: int, total: int, cancelled: int) -> int:
+    if ready == total:
+        return 0
+    if ready:
+        return _PARTLY
+    return _CANCELLED if cancelled == total else _FAILED
+
+
+@cli.command()
+@_job_argument
+@_files_options
+@_products_option
+@_account_options
+@_json_option
+def download(
+    job_id: int,
+    directory: Path,
+    archive_format: ArchiveFormat,
+    extract: bool,
+    overwrite: bool,
+    products: tuple[str, ...],
+    as_json: bool,
+    **account: str | None,
+) -> None:
+    """Fetch the files of the products of a job that are ready."""
+    with _client(account) as client:
+        job = client.attach(job_id)
+        outcome = client.check_product_status(job, products or None)
+        fetched = [
+            archive.download(
+                client, job, product, directory, archive_format, overwrite=overwrite, unpack=extract
+            )
+            for product in outcome.ready
+        ]
+    if as_json:
+        _put_json({"JobID": job_id, "files": [file.model_dump(mode="json") for file in fetched]})
+    else:
+        for file in fetched:
+            click.echo(f"{file.product.value} -> {file.path} ({file.size} bytes, SHA-256 {file.sha256})")
+        for product, entry in outcome.statuses.items():
+            if product not in outcome.ready:
+                _say(f"{product.value}: {entry.state.value} ({entry.code}, {entry.text}); nothing to fetch")
+    sys.exit(_exit_code(len(outcome.ready), len(outcome.statuses), len(outcome.cancelled)))
+
+
+@cli.command()
+@_job_argument
+@_products_option
+@_account_options
+@_json_option
+def cancel(job_id: int, products: tuple[str, ...], as_json: bool, **account: str | None) -> None:
+    """Cancel the products of a job that still build; that one has finished is no error."""
+    with _client(account) as client:
+        result = client.cancel(client.attach(job_id), products or None)
+    if as_json:
+        _put_json(result.model_dump(mode="json") | {"complete": result.complete})
+    else:
+        for entry in result.products.values():
+            click.echo(f"{entry.product.value} -> {entry.text} ({entry.code})")
+
+
+@cli.command()
+@_account_options
+@_json_option
+def jobs(as_json: bool, **account: str | None) -> None:
+    """List the jobs of the account, newest first, and count the active ones."""
+    with _client(account) as client:
+        listed, active = client.list_jobs(), client.count_active_jobs()
+    if as_json:
+        _put_json({"active": active, "jobs": [job.model_dump(mode="json") for job in listed]})
+        return
+    table = Table("JobID", "name", "submitted (UTC)", "products", "files", box=None)
+    for job in listed:
+        submitted = job.submitted_at.strftime("%Y-%m-%d %H:%M:%S") if job.submitted_at else "?"
+        names = ", ".join(product.value for product in job.products)
+        table.add_row(str(job.id), job.name, submitted, names, "yes" if job.has_products else "no")
+    _print(table)
+    click.echo(f"{active} active")
+
+
+def _print(table: Table) -> None:
+    """Print a table: for people in the width that there is, for a pipe in the width that it needs."""
+    Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
+
+
+@cli.command()
+@_request_argument
+@_files_options
+@_wait_options
+@click.option("--accept-partial", is_flag=True, help="Succeed even if only some products are ready.")
+@_account_options
+@_json_option
+def build(
+    request_file: Path,
+    directory: Path,
+    archive_format: ArchiveFormat,
+    extract: bool,
+    overwrite: bool,
+    interval: float | None,
+    deadline: float,
+    accept_partial: bool,
+    as_json: bool,
+    **account: str | None,
+) -> None:
+    """Run the whole flow: submit a request, wait for its products, fetch their files."""
+    user_id, base_url = _settings(**account)
+    _run_flow(
+        read_request_file(request_file, user_id=user_id),
+        user_id,
+        base_url,
+        as_json=as_json,
+        output_dir=directory,
+        archive_format=archive_format,
+        extract=extract,
+        overwrite=overwrite,
+        accept_partial=accept_partial,
+        pacing=_pacing(interval),
+        deadline_s=deadline,
+    )
+
+
+@cli.command()
+@click.option(
+    "--out",
+    "directory",
+    type=click.Path(path_type=Path),
+    default=Path("xrt-demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Where files go; what an earlier demo left there is replaced.",
+)
+@_json_option
+def demo(directory: Path, as_json: bool) -> None:
+    """Run the whole flow for GRB 200416A on an embedded stand-in of the service."""
+    from prefect_xrt.emulator import Emulator, Scenario  # noqa: PLC0415 - only the demo needs it
+
+    for name, value in (("DO_NOT_TRACK", "1"), ("PREFECT_SERVER_ANALYTICS_ENABLED", "false")):
+        os.environ.setdefault(name, value)
+    with as_file(files("prefect_xrt") / "examples" / "grb200416a.json") as path:
+        request = read_request_file(path)
+    with Emulator(scenario=Scenario.find("demo")) as service:
+        _say(f"The embedded service answers at {service.url}.")
+        _run_flow(
+            request,
+            service.user_id,
+            service.url,
+            as_json=as_json,
+            output_dir=directory,
+            overwrite=True,
+            pacing=Pacing(floor_s=1.0, ceiling_s=2.0),
+        )
+
+
+def _run_flow(
+    request: ProductRequest, user_id: str, base_url: str, *, as_json: bool, **options: Any
+) -> NoReturn:
+    """Run the flow in this process, show what came of it, and leave with its exit code."""
+    os.environ |= {"PREFECT_XRT_USER_ID": user_id, "PREFECT_XRT_BASE_URL": base_url}
+    archive.make_directory(options["output_dir"])
+    _say("Starting Prefect; its own server takes some seconds where none is running.")
+    from prefect_xrt import reports, tasks  # noqa: PLC0415 - takes seconds
+    from prefect_xrt.flows import build_products  # noqa: PLC0415
+
+    _log_to_terminal()
+    with _display() as show:
+        token = tasks.on_look.set(show)
+        try:
+            state = cast("State[Any]", build_products(request, return_state=True, **options))
+        finally:
+            tasks.on_look.reset(token)
+    result = state.result(raise_on_failure=False)
+    report = result if isinstance(result, reports.BuildReport) else getattr(result, "report", None)
+    if not isinstance(report, reports.BuildReport):
+        raise result if isinstance(result, Exception) else RuntimeError(state.message)
+    if as_json:
+        _put_json(report.model_dump(mode="json"))
+    else:
+        _print(_report_table(report))
+        click.echo(f"\n{report.summary()}")
+        click.echo(_where_to_look(state))
+    if isinstance(result, errors.WaitError):
+        sys.exit(_code_of(result))
+    if state.is_completed():
+        sys.exit(0)
+    sys.exit(
+        _exit_code(len(report.files), len(report.products), len(report.products) if report.cancelled else 0)
+    )
+
+
+class _Terminal(logging.Handler):
+    """Says what Prefect logs in plain lines, beside the table that stays in place.
+
+    Tracebacks are left out; the Prefect UI has them.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.getMessage() == "Finished in state Completed()":
+            return  # says neither what nor anything new
+        level = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        _say(f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}")
+
+
+def _log_to_terminal() -> None:
+    # Prefect's own handler writes past the display, and prints tracebacks.
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        root.removeHandler(handler)
+    root.addHandler(_Terminal())
+
+
+@contextmanager
+def _display() -> Iterator[Callable[[Outcome], None] | None]:
+    """Show what each look tells, as a table that stays in place; a pipe gets the log's lines alone."""
+    if not _err.is_terminal:
+        yield None
+        return
+    with Live(console=_err, auto_refresh=False, transient=True) as live:
+        yield lambda outcome: live.update(_status_table(outcome), refresh=True)
+
+
+def _status_table(outcome: Outcome) -> Table:
+    table = Table(
+        "product",
+        "state",
+        "running for",
+        "at work on",
+        title=str(outcome.job),
+        title_justify="left",
+        box=None,
+    )
+    for product, entry in outcome.statuses.items():
+        step = ", ".join(part for part in (entry.active_step, entry.active_detail) if part)
+        running = "" if entry.ended else entry.running_time
+        table.add_row(product.value, _styled(entry.state.value), running, escape(step))
+    return table
+
+
+def _report_table(report: BuildReport) -> Table:
+    table = Table("product", "state", "file", "bytes", "SHA-256", box=None)
+    for entry in report.products:
+        file = entry.file
+        table.add_row(
+            entry.product.value,
+            _styled(entry.state.value),
+            escape(str(file.path) if file else entry.problem or entry.text),
+            str(file.size) if file else "",
+            file.sha256[:12] if file else "",
+        )
+    return table
+
+
+def _styled(state: str) -> str:
+    style = _STYLES.get(state)
+    return f"[{style}]{state}[/]" if style else state
+
+
+def _where_to_look(state: State[Any]) -> str:
+    """Return the address of the run in the Prefect UI, and how to start it where no server runs."""
+    from prefect.settings import get_current_settings  # noqa: PLC0415 - takes seconds
+    from prefect.utilities.urls import url_for  # noqa: PLC0415
+
+    run_id = state.state_details.flow_run_id
+    if get_current_settings().api.url:
+        return f"In the Prefect UI: {url_for('flow-run', obj_id=run_id)}"
+    prefect = shutil.which("prefect") or str(Path(sys.executable).with_name("prefect"))
+    return (
+        f"In the Prefect UI: start it by `{prefect} server start`, then open "
+        f"{url_for('flow-run', obj_id=run_id, default_base_url='http://127.0.0.1:4200')}"
+    )
+
+
+@cli.command()
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8642, show_default=True, help="0 for any free one."
+)
+@click.option(
+    "--scenario", default="demo", show_default=True, help="A built-in name, or a JSON or TOML file."
+)
+@click.option(
+    "--speed",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How many seconds pass in the service for each real one.",
+)
+def emulator(port: int, scenario: str, speed: float) -> None:
+    """Run the embedded stand-in of the service, on this machine only, until interrupted."""
+    from prefect_xrt.emulator import ScenarioError, serve  # noqa: PLC0415 - only this act needs it
+
+    try:
+        serve(scenario, port=port, speed=speed, announce=_say)
+    except (ScenarioError, OSError) as error:
+        raise errors.ConfigurationError(f"The embedded service cannot run: {error}") from error
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    cli(prog_name="prefect-xrt")
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""The service's acts as Prefect tasks, a few lines each over functions that work without Prefect.
+
+Whatever reads a remote status is never cached: a cached sensor is frozen. The submit task's result
+is persisted under its inputs and the flow run's ID, so that a flow run that is retried goes on with
+the same job; two submit tasks with equal inputs in one flow run are one job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Literal
+
+from prefect import State, get_run_logger, task
+from prefect.cache_policies import INPUTS, NO_CACHE, RUN_ID
+from prefect.runtime import flow_run
+
+from prefect_xrt import archive, sensor
+from prefect_xrt.archive import ProductFile
+from prefect_xrt.blocks import XRTCredentials, load_credentials
+from prefect_xrt.client import is_transient
+from prefect_xrt.errors import ArchiveError, OutputError, UnsafeArchiveError, XRTError
+from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
+from prefect_xrt.records import JobRecord, write_record
+from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.sensor import Pacing
+
+__all__ = [
+    "attach_job",
+    "cancel_products",
+    "check_product_status",
+    "download_product",
+    "submit_request",
+    "wait_for_products",
+]
+
+Credentials = XRTCredentials | str | None
+"""An account, the name of an `XRTCredentials` block, or None for the one in the environment."""
+
+on_look: ContextVar[Callable[[Outcome], None] | None] = ContextVar("on_look", default=None)
+"""Called by the sensor with what each look told, for a display in the same process."""
+
+
+@task(
+    name="submit",
+    task_run_name="submit: {request.name}",
+    cache_policy=(INPUTS - "credentials" - "record_dir") + RUN_ID,
+    persist_result=True,
+    result_serializer="json",
+)
+def submit_request(
+    request: ProductRequest, credentials: Credentials = None, *, record_dir: Path | None = None
+) -> Job:
+    """Submit a request, once per flow run.
+
+    Args:
+        request: What to build.
+        credentials: The account; the one in the environment by default.
+        record_dir: Where to write the job's record (`job.json`, `jobPars.json`) at once.
+
+    Returns:
+        The job.
+
+    Raises:
+        RequestRefusedError: The service did not accept the parameters.
+        SubmitUncertainError: No clear answer came; a job may exist.
+        ServiceUnreachableError: Nothing was sent.
+    """
+    logger = get_run_logger()
+    with load_credentials(credentials).get_client() as client:
+        job = client.submit(request)
+    logger.info("The service accepted %s: %s.", job, ", ".join(product.value for product in job.products))
+    if record_dir:
+        try:
+            write_record(record_dir, JobRecord(job=job, flow_run_id=flow_run.id))
+        except OutputError as error:
+            # The job exists; failing here would lose it, or make it twice.
+            logger.error("The record of %s could not be written: %s", job, error)  # noqa: TRY400 - says it all
+    return job
+
+
+@task(name="attach", task_run_name="attach: job {job_id}", cache_policy=NO_CACHE)
+def attach_job(job_id: int, credentials: Credentials = None) -> Job:
+    """Return the job that belongs to an ID, whoever submitted it for this account, on whatever machine.
+
+    Raises:
+        JobNotFoundError: The job does not exist, or is someone else's.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.attach(job_id)
+
+
+@task(name="check product status", task_run_name="look: {job}", cache_policy=NO_CACHE)
+def check_product_status(
+    job: Job, products: Iterable[Product | str] | None = None, credentials: Credentials = None
+) -> Outcome:
+    """Look at products of a job, all in one call; to wait, use `wait_for_products`.
+
+    Args:
+        job: The job.
+        products: Long names; None for all products of the job.
+        credentials: The account; the one in the environment by default.
+
+    Returns:
+        Per product its status; `complete` tells whether everything has ended, whatever the outcome.
+
+    Raises:
+        JobNotFoundError: The job does not exist, or is someone else's.
+        ServiceUnreachableError: The service did not answer.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.check_product_status(job, products)
+
+
+@task(name="wait for products", task_run_name="wait: {job}", cache_policy=NO_CACHE)
+def wait_for_products(
+    job: Job,
+    credentials: Credentials = None,
+    *,
+    since: Outcome | None = None,
+    until: Literal["all", "next"] = "all",
+    pacing: Pacing | None = None,
+    deadline_s: float = sensor.DEADLINE_S,
+    max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
+) -> Outcome:
+    """Wait until the products of a job have ended: the sensor.
+
+    Args:
+        job: The job.
+        credentials: The account; the one in the environment by default.
+        since: What an earlier wait for the same job returned.
+        until: "all", or "next" to return as soon as a product has ended that had not in `since`.
+        pacing: When to look; never more often than once a minute, except on this machine.
+        deadline_s: How long to wait altogether, in seconds.
+        max_failed_looks: How many looks in a row may fail.
+
+    Returns:
+        The last status of every product, however it ended.
+
+    Raises:
+        DeadlineError: The deadline has passed; the job lives on.
+        FailedLooksError: Too many looks in a row told nothing; the job lives on.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return sensor.wait_for_products(
+            client,
+            job,
+            since=since,
+            until=until,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            max_failed_looks=max_failed_looks,
+            log=get_run_logger().info,
+            on_look=on_look.get(),
+        )
+
+
+def _may_be_retried(_task: object, _run: object, state: State[ProductFile]) -> bool:
+    """Tell whether a download that failed may go better in a while; a missing file stays missing."""
+    error = state.result(raise_on_failure=False)
+    damaged = isinstance(error, ArchiveError) and not isinstance(error, UnsafeArchiveError)
+    return damaged or (isinstance(error, XRTError) and is_transient(error))
+
+
+@task(
+    name="download",
+    task_run_name="download: {product} of {job}",
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[10, 60],
+    retry_condition_fn=_may_be_retried,
+)
+def download_product(
+    job: Job,
+    product: Product,
+    directory: Path,
+    archive_format: ArchiveFormat = "tar.gz",
+    credentials: Credentials = None,
+    *,
+    overwrite: bool = False,
+    extract: bool = False,
+) -> ProductFile:
+    """Fetch the files of one product, whole and verified, or not at all.
+
+    Args:
+        job: The job.
+        product: A product of it that is ready.
+        directory: Where the bundle goes.
+        archive_format: "tar.gz", "tar" or "zip".
+        credentials: The account; the one in the environment by default.
+        overwrite: Replace a file that is there already.
+        extract: Also unpack it, into a folder beside it.
+
+    Raises:
+        ProductMissingError: The service has no such file.
+        ArchiveError: What arrived is damaged, several times in a row, or unsafe.
+        OutputError: The folder cannot be written, or a file of another origin is in the way.
+    """
+    with load_credentials(credentials).get_client() as client:
+        file = archive.download(
+            client, job, product, directory, archive_format, overwrite=overwrite, unpack=extract
+        )
+    get_run_logger().info(
+        "%s %s (%d bytes, SHA-256 %s).", "Kept" if file.kept else "Wrote", file.path, file.size, file.sha256
+    )
+    return file
+
+
+@task(name="cancel", task_run_name="cancel: {job}", cache_policy=NO_CACHE)
+def cancel_products(
+    job: Job, products: Iterable[Product | str] | None = None, credentials: Credentials = None
+) -> CancelResult:
+    """Cancel products of a job; that one has already finished is no error.
+
+    Args:
+        job: The job.
+        products: Long names; None for all products of the job.
+        credentials: The account; the one in the environment by default.
+    """
+    with load_credentials(credentials).get_client() as client:
+        result = client.cancel(job, products)
+    for entry in result.products.values():
+        get_run_logger().info("%s: %s", entry.product.value, entry.text)
+    return result

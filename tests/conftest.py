@@ -1,0 +1,210 @@
+"""One real Prefect server for the session, embedded services, and the requests that tests send to them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+if TYPE_CHECKING:
+    from prefect_xrt import ProductRequest
+    from prefect_xrt.emulator import Emulator
+
+pytest_plugins = ["prefect_xrt.emulator.fixtures"]
+
+# Prefect reads all this when it is imported; what the machine has set for it must not reach the tests.
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+_HOME = tempfile.TemporaryDirectory(prefix="prefect-xrt-tests-")
+os.environ |= {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_HOME": _HOME.name,
+    "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.1",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+_START_S = 180.0
+_SETTLE_S = 30.0
+
+
+class Server:
+    """A Prefect server, asked over its own API, so that tests see what a user of it would see."""
+
+    def __init__(self, url: str, home: Path) -> None:
+        self.url = url
+        self.home = home
+
+    def find(self, kind: str, **body: Any) -> Any:
+        """Post a filter."""
+        answer = requests.post(f"{self.url}/{kind}/filter", json=body, timeout=30)
+        answer.raise_for_status()
+        return answer.json()
+
+    def flow_run(self, run_id: object) -> dict[str, Any]:
+        """Give a flow run."""
+        answer = requests.get(f"{self.url}/flow_runs/{run_id}", timeout=30)
+        answer.raise_for_status()
+        return dict(answer.json())
+
+    def task_runs(self, run_id: object) -> list[tuple[str, str]]:
+        """Give the names and states of a flow run's task runs, in order of their start, once all have ended."""
+
+        def ended() -> list[tuple[str, str]] | None:
+            runs = self.find("task_runs", task_runs={"flow_run_id": {"any_": [str(run_id)]}})
+            if any(run["end_time"] is None for run in runs):
+                return None
+            runs.sort(key=lambda run: run["start_time"])
+            return [(run["name"], run["state_name"]) for run in runs]
+
+        return self._settled(ended)
+
+    def artifacts(self, run_id: object) -> dict[str, dict[str, Any]]:
+        """Give a flow run's artifacts by their keys."""
+        found = self.find("artifacts", artifacts={"flow_run_id": {"any_": [str(run_id)]}})
+        return {artifact["key"]: artifact for artifact in found}
+
+    def events(self, name: str, resource: str) -> list[dict[str, Any]]:
+        """Give the events of a name about a resource, once there is one."""
+
+        def there() -> list[dict[str, Any]] | None:
+            wanted = {"event": {"name": [name]}, "resource": {"id": [resource]}}
+            return list(self.find("events", filter=wanted)["events"]) or None
+
+        return self._settled(there)
+
+    def logs(self, run_id: object, until: str) -> list[tuple[int, str]]:
+        """Give levels and texts of a flow run's log, once it holds a text."""
+
+        def there() -> list[tuple[int, str]] | None:
+            wanted = {"flow_run_id": {"any_": [str(run_id)]}}
+            lines = [
+                (line["level"], line["message"])
+                for line in self.find("logs", logs=wanted, sort="TIMESTAMP_ASC")
+            ]
+            return lines if any(until in text for _, text in lines) else None
+
+        return self._settled(there)
+
+    @staticmethod
+    def _settled(ask: Callable[[], Any]) -> Any:
+        """Ask until there is an answer: the server records events, logs and task runs a little later."""
+        give_up_at = time.monotonic() + _SETTLE_S
+        while (found := ask()) is None:
+            if time.monotonic() > give_up_at:
+                raise AssertionError("The server has not recorded what was waited for.")
+            time.sleep(0.1)
+        return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def prefect_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start one server, as a user would, and stop it at the end."""
+    home, port = tmp_path_factory.mktemp("server"), _free_port()
+    fast = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.2",
+        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+    }
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=os.environ | fast,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            server = Server(f"http://127.0.0.1:{port}/api", home)
+            give_up_at = time.monotonic() + _START_S
+            while not _answers(f"{server.url}/health"):
+                if process.poll() is not None or time.monotonic() > give_up_at:
+                    pytest.fail(f"No Prefect server: {(home / 'server.log').read_text()}")
+                time.sleep(0.2)
+            yield server
+            _leave()
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def _leave() -> None:
+    """Send what this process has still to tell the server, before it is gone."""
+    from prefect.logging.handlers import APILogWorker  # noqa: PLC0415 - takes seconds
+
+    APILogWorker.drain_all(timeout=10)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return requests.get(url, timeout=5).ok
+    except requests.ConnectionError:
+        return False
+
+
+@pytest.fixture
+def server(prefect_process: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Let this process, and those that it starts, use the session's server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: PLC0415 - takes seconds
+
+    monkeypatch.setenv("PREFECT_API_URL", prefect_process.url)
+    with temporary_settings({PREFECT_API_URL: prefect_process.url}):
+        yield prefect_process
+
+
+@pytest.fixture
+def service(
+    xrt_service_factory: Callable[..., Emulator], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Emulator]:
+    """Start an embedded service, with the arguments of `Scenario`, and let the environment name it."""
+    from prefect_xrt.emulator import Scenario  # noqa: PLC0415 - after the environment is set
+
+    def start(
+        *, speed: float = 2000.0, users: tuple[str, ...] = ("demo@example.org",), **scenario: Any
+    ) -> Emulator:
+        service = xrt_service_factory(Scenario(**scenario), speed=speed, users=users)
+        monkeypatch.setenv("PREFECT_XRT_USER_ID", service.user_id)
+        monkeypatch.setenv("PREFECT_XRT_BASE_URL", service.url)
+        return service
+
+    return start
+
+
+@pytest.fixture
+def request_() -> ProductRequest:
+    """Ask for three products: light curve, spectrum and image."""
+    from prefect_xrt import Image, LightCurve, ProductRequest, Spectrum  # noqa: PLC0415
+
+    return ProductRequest(
+        name="GRB 200416A",
+        targets=["00966554"],
+        ra_deg=335.6985,
+        dec_deg=-7.5179,
+        centroid=True,
+        position_error_arcmin=1,
+        light_curve=LightCurve(binning="counts", pc_counts=20, wt_counts=30, dynamic=True),
+        spectrum=Spectrum(),
+        image=Image(),
+    )
+
+
+@pytest.fixture
+def request_file(request_: ProductRequest, tmp_path: Path) -> Path:
+    """Write the request into a file."""
+    path = tmp_path / "request.json"
+    path.write_text(request_.model_dump_json(exclude={"products"}))
+    return path

@@ -1,0 +1,121 @@
+"""What people look at says what happened, in any text that the service may send."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_xrt import reports
+from prefect_xrt.archive import ProductFile
+from prefect_xrt.errors import OutputError
+from prefect_xrt.protocol import Job, Outcome, ProductStatus
+from prefect_xrt.request import Product
+
+NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+JOB = Job(
+    id=803,
+    url="https://www.swift.ac.uk/user_objects/tprods/USERPROD_803",
+    name="GK Per",
+    products=(Product.LIGHT_CURVE, Product.SPECTRUM),
+    parameters={"name": "GK Per", "lc": 1, "spec": 1},
+    submitted_at=NOON,
+)
+FILE = ProductFile(
+    job_id=803, product=Product.LIGHT_CURVE, path=Path("/data/lc.tar.gz"), size=7, sha256="0f" * 32
+)
+
+
+def report(codes: dict[Product, int], *files: ProductFile, **facts: Any) -> reports.BuildReport:
+    """Make a report of products with codes, and files."""
+    statuses = {
+        product: ProductStatus(product=product, code=code, text="as it says")
+        for product, code in codes.items()
+    }
+    outcome = Outcome(job=JOB, statuses=statuses, looked_at=NOON) if statuses else None
+    options: dict[str, Any] = {"problems": {}, "problem": None, **facts}
+    return reports.make_report(
+        JOB,
+        outcome,
+        {file.product: file for file in files},
+        output_dir=Path("/data"),
+        started_at=NOON,
+        **options,
+    )
+
+
+class TestBuildReport:
+    def test_all_there(self) -> None:
+        """A build with all its files succeeded, and says so in a line."""
+        other = FILE.model_copy(update={"product": Product.SPECTRUM})
+        made = report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: 4}, FILE, other)
+        assert made.succeeded
+        assert made.summary() == "2 of 2 products of job 803 (GK Per) are in /data."
+
+    def test_partly(self) -> None:
+        """What is not there is named with how it ended."""
+        made = report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: -1}, FILE)
+        assert (made.succeeded, made.cancelled, made.files) == (False, False, (FILE,))
+        expected = (
+            "1 of 2 products of job 803 (GK Per) are in /data; not there: Spectrum failed (-1, as it says)."
+        )
+        assert made.summary() == expected
+
+    def test_ready_but_not_fetched(self) -> None:
+        """A product that is ready and could not be fetched is no success, and tells why."""
+        codes = {Product.LIGHT_CURVE: 4, Product.SPECTRUM: 4}
+        made = report(codes, FILE, problems={Product.SPECTRUM: "the disk is full"})
+        assert not made.succeeded
+        assert made.summary().endswith("not there: Spectrum (the disk is full).")
+
+    def test_cancelled_is_all_of_it(self) -> None:
+        """A build is cancelled only if every product is."""
+        assert report({Product.LIGHT_CURVE: -4, Product.SPECTRUM: -4}).cancelled
+        assert not report({Product.LIGHT_CURVE: -4, Product.SPECTRUM: -1}).cancelled
+
+    def test_never_seen(self) -> None:
+        """A job that could never be looked at has products of an unknown state, and tells why."""
+        made = report({}, problem="The service was away.")
+        assert [entry.state for entry in made.products] == ["unknown", "unknown"]
+        assert made.summary().endswith("The service was away.")
+
+    def test_json(self) -> None:
+        """The report is the same after its way through JSON."""
+        made = report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: -1}, FILE)
+        again = reports.BuildReport.model_validate(json.loads(json.dumps(made.model_dump(mode="json"))))
+        assert again == made
+
+    def test_written(self, tmp_path: Path) -> None:
+        """The report is written into its folder, whole, or that it cannot be is told by name."""
+        made = report({Product.LIGHT_CURVE: -1}).model_copy(update={"output_dir": tmp_path})
+        reports.write_report(made)
+        assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+        with pytest.raises(OutputError):
+            reports.write_report(made.model_copy(update={"output_dir": tmp_path / "gone"}))
+
+
+class TestAlarmMarkdown:
+    def test_hostile_texts(self) -> None:
+        """Bars, line breaks and fences in the service's texts do not break out of their place."""
+        status = ProductStatus(
+            product=Product.SPECTRUM,
+            code=-3,
+            text="a | b\nc",
+            progress={"GotProgress": 1, "PreProgress": "``` <em>busy</em>", "ProgressSteps": []},
+        )
+        job = JOB.model_copy(update={"parameters": {"name": "```\n# not a title"}})
+        text = reports.alarm_markdown(job, status, NOON)
+        assert "| status text | a \\| b c |" in text
+        fences = [line for line in text.splitlines() if line.startswith("```")]
+        assert fences == ["```", "```", "```json", "```"]
+        assert "# not a title" not in text.splitlines()
+
+    def test_time_of_a_job_attached_by_its_id(self) -> None:
+        """Where the time of the submission is not known, the report says so."""
+        job = JOB.model_copy(update={"submitted_at": None, "name": None})
+        text = reports.alarm_markdown(job, ProductStatus(product=Product.SPECTRUM, code=-2, text="x"), NOON)
+        assert "| submitted (UTC) | not known here |" in text
+        assert "Job 803, product Spectrum" in text
