@@ -453,8 +453,7 @@ def _run_flow(
     from prefect_xrt import reports, tasks  # noqa: PLC0415 - takes seconds
     from prefect_xrt.flows import build_products  # noqa: PLC0415
 
-    _log_to_terminal()
-    with _display() as show:
+    with _terminal_log(), _display() as show:
         token = tasks.on_look.set(show)
         try:
             state = cast("State[Any]", build_products(request, return_state=True, **options))
@@ -492,12 +491,15 @@ class _Terminal(logging.Handler):
         _say(f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}")
 
 
-def _log_to_terminal() -> None:
-    # Prefect's own handler writes past the display, and prints tracebacks.
+@contextmanager
+def _terminal_log() -> Iterator[None]:
+    """Stand in for Prefect's own handler, which writes past the display and prints tracebacks."""
     root = logging.getLogger()
-    for handler in root.handlers[:]:
-        root.removeHandler(handler)
-    root.addHandler(_Terminal())
+    before, root.handlers = root.handlers, [_Terminal()]
+    try:
+        yield
+    finally:
+        root.handlers = before
 
 
 @contextmanager

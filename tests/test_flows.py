@@ -501,7 +501,9 @@ class TestBadInput:
     def test_refused_request(self, service: Callable[..., Emulator], out: Path) -> None:
         """The service's refusal comes with its reasons, and is not asked for twice."""
         emulator = service(unresolvable_names=["Nowhere"])
-        error = error_of(build({"name": "Nowhere", "getTargs": 1, "getCoords": 1, "image": 1}, out))
+        error = error_of(
+            build({"name": "Nowhere", "getTargs": 1, "getCoords": 1, "cent": 0, "image": 1}, out)
+        )
         assert isinstance(error, RequestRefusedError)
         assert len(emulator.calls("submit")) == 1
         assert emulator.jobs == {}
