@@ -13,6 +13,7 @@ Each keeps its environment beside this file (`.venv`, `.venv-lowest`) and brings
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,8 @@ def environment(folder: Path, *requirements: str) -> Path:
     """Return the folder of programs of a virtual environment that has what is required."""
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
     print(f"Bringing {folder} up to date ...", flush=True)
-    if not (programs / "uv").exists():
+    made_by = (folder / "pyvenv.cfg").read_text() if (programs / "uv").exists() else ""
+    if f"version = {platform.python_version()}" not in made_by:
         try:
             venv.create(folder, with_pip=True, clear=True)
         except subprocess.CalledProcessError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from prefect import flow
+from prefect import State, flow
 from prefect.runtime import flow_run
 from pydantic import JsonValue
 
@@ -41,7 +41,10 @@ def one_target(
         XRTError: As `build_products` does.
     """
     folder = output_root / f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
-    return cast(BuildReport, build_products(request, folder, credentials, accept_partial=accept_partial))
+    built = build_products(request, folder, credentials, accept_partial=accept_partial, return_state=True)
+    # How the build ended is how this run ends; a state that is made anew says so by its name, too.
+    ending = State(type=built.type, name=built.name, message=built.message, data=built.data)
+    return cast(BuildReport, ending)
 
 
 if __name__ == "__main__":

@@ -32,14 +32,22 @@ import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_xrt import protocol
-from prefect_xrt.client import XRTClient, asked_wait_s, is_transient
-from prefect_xrt.errors import ArchiveError, OutputError, UnsafeArchiveError
+from prefect_xrt.client import XRTClient
+from prefect_xrt.errors import (
+    ArchiveError,
+    OutputError,
+    UnsafeArchiveError,
+    XRTError,
+    asked_wait_s,
+    is_transient,
+)
 from prefect_xrt.protocol import ArchiveFormat, Job
 from prefect_xrt.request import Product
 
 __all__ = [
     "ProductFile",
     "download",
+    "download_all",
     "extract",
     "make_directory",
     "refuse_foreign_files",
@@ -143,11 +151,37 @@ def download(
         if digest is None:
             digest = _fetch(client, job, product, place, archive_format, max_unpacked_bytes, sleep)
         size = place.stat().st_size
-    if folder and not (kept and folder.is_dir()):
+    if folder:
         extract(place, folder, max_unpacked_bytes=max_unpacked_bytes)
     return ProductFile(
         job_id=job.id, product=product, path=place, size=size, sha256=digest, kept=kept, extracted_to=folder
     )
+
+
+def download_all(
+    client: XRTClient,
+    job: Job,
+    products: Iterable[Product],
+    directory: Path,
+    archive_format: ArchiveFormat = "tar.gz",
+    *,
+    overwrite: bool = False,
+    unpack: bool = False,
+) -> tuple[list[ProductFile], dict[Product, XRTError]]:
+    """Fetch the bundles of several products; one that cannot be had does not keep the others back.
+
+    Returns:
+        The verified files, and what kept each of the others back.
+    """
+    fetched, problems = [], {}
+    for product in products:
+        try:
+            fetched.append(
+                download(client, job, product, directory, archive_format, overwrite=overwrite, unpack=unpack)
+            )
+        except XRTError as error:
+            problems[product] = error
+    return fetched, problems
 
 
 def refuse_foreign_files(directory: Path, products: Iterable[Product], archive_format: ArchiveFormat) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import ClassVar, cast
 
@@ -11,7 +12,7 @@ from prefect.utilities.asyncutils import sync_compatible
 from pydantic import Field, HttpUrl, SecretStr
 
 from prefect_xrt import protocol
-from prefect_xrt.archive import ProductFile, download
+from prefect_xrt.archive import ProductFile, download_all
 from prefect_xrt.client import XRTClient, settings_from_environment
 from prefect_xrt.errors import ConfigurationError
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
@@ -199,10 +200,25 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
             DeadlineError: The block's deadline has passed; the job lives on.
             FailedLooksError: The service told nothing for long; the job lives on.
         """
+        stop = threading.Event()
+
+        def pause(seconds: float) -> None:
+            # The thread of a wait that was cancelled must not go on asking for hours.
+            if stop.wait(seconds):
+                raise asyncio.CancelledError
+
         with self._block.credentials.get_client() as client:
-            self.outcome = await asyncio.to_thread(
-                wait_for_products, client, self.job, deadline_s=self._block.deadline_s, log=self.logger.info
-            )
+            try:
+                self.outcome = await asyncio.to_thread(
+                    wait_for_products,
+                    client,
+                    self.job,
+                    deadline_s=self._block.deadline_s,
+                    log=self.logger.info,
+                    sleep=pause,
+                )
+            finally:
+                stop.set()
 
     @sync_compatible
     async def fetch_result(self) -> dict[str, ProductFile]:
@@ -221,14 +237,14 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
             raise ConfigurationError(f"Wait for {self.job} before fetching its files.")
         if not (self._block.accept_partial and self.outcome.ready):
             self.outcome.require()
-        directory = self._block.output_dir / f"job_{self.job.id}"
-        files = {}
+        directory = self._block.output_dir.expanduser().absolute() / f"job_{self.job.id}"
         with self._block.credentials.get_client() as client:
-            for product in self.outcome.ready:
-                files[product.value] = await asyncio.to_thread(
-                    download, client, self.job, product, directory, self._block.archive_format
-                )
-        return files
+            files, problems = await asyncio.to_thread(
+                download_all, client, self.job, self.outcome.ready, directory, self._block.archive_format
+            )
+        for error in problems.values():
+            raise error
+        return {file.product.value: file for file in files}
 
     @sync_compatible
     async def cancel(self) -> CancelResult:

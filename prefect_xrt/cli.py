@@ -29,7 +29,7 @@ from prefect_xrt import archive, errors, protocol, sensor
 from prefect_xrt._version import __version__
 from prefect_xrt.client import XRTClient, settings_from_environment
 from prefect_xrt.parameters import read_request_file
-from prefect_xrt.protocol import ArchiveFormat, Outcome
+from prefect_xrt.protocol import ArchiveFormat, Outcome, ProductState
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.sensor import Pacing
 
@@ -53,6 +53,7 @@ Exit codes:
   10   the account is missing or not registered, or a setting is wrong
   11   uncertain: a request was sent and no clear answer came
   12   files cannot be written, are not there, or arrived damaged
+  13   not yet: some products have not ended
   130  interrupted
 """
 
@@ -72,7 +73,7 @@ _EXIT_OF: tuple[tuple[type[errors.XRTError], int], ...] = (
     (errors.ArchiveError, 12),
     (errors.OutputError, 12),
 )
-_PARTLY, _FAILED, _CANCELLED, _INTERRUPTED = 3, 4, 5, 130
+_PARTLY, _FAILED, _CANCELLED, _FILES, _NOT_YET, _INTERRUPTED = 3, 4, 5, 12, 13, 130
 
 _STYLES = {"ready": "green", "failed": "red", "alarm": "bold red", "cancelled": "yellow", "running": "cyan"}
 
@@ -318,20 +319,29 @@ def download(
     with _client(account) as client:
         job = client.attach(job_id)
         outcome = client.check_product_status(job, products or None)
-        fetched = [
-            archive.download(
-                client, job, product, directory, archive_format, overwrite=overwrite, unpack=extract
-            )
-            for product in outcome.ready
-        ]
+        fetched, problems = archive.download_all(
+            client, job, outcome.ready, directory, archive_format, overwrite=overwrite, unpack=extract
+        )
     if as_json:
-        _put_json({"JobID": job_id, "files": [file.model_dump(mode="json") for file in fetched]})
+        _put_json(
+            {
+                "JobID": job_id,
+                "files": [file.model_dump(mode="json") for file in fetched],
+                "problems": {product.value: error.message for product, error in problems.items()},
+            }
+        )
     else:
         for file in fetched:
             click.echo(f"{file.product.value} -> {file.path} ({file.size} bytes, SHA-256 {file.sha256})")
         for product, entry in outcome.statuses.items():
             if product not in outcome.ready:
                 _say(f"{product.value}: {entry.state.value} ({entry.code}, {entry.text}); nothing to fetch")
+    for product, error in problems.items():
+        _err.print(f"Error: {product.value}: {error.message}", style="red", markup=False)
+    if problems:
+        sys.exit(_code_of(next(iter(problems.values()))))
+    if outcome.pending:
+        sys.exit(_NOT_YET)
     sys.exit(_exit_code(len(outcome.ready), len(outcome.statuses), len(outcome.cancelled)))
 
 
@@ -349,6 +359,8 @@ def cancel(job_id: int, products: tuple[str, ...], as_json: bool, **account: str
     else:
         for entry in result.products.values():
             click.echo(f"{entry.product.value} -> {entry.text} ({entry.code})")
+    done = sum(entry.settled for entry in result.products.values())
+    sys.exit(_exit_code(done, len(result.products), 0))
 
 
 @cli.command()
@@ -365,7 +377,7 @@ def jobs(as_json: bool, **account: str | None) -> None:
     for job in listed:
         submitted = job.submitted_at.strftime("%Y-%m-%d %H:%M:%S") if job.submitted_at else "?"
         names = ", ".join(product.value for product in job.products)
-        table.add_row(str(job.id), job.name, submitted, names, "yes" if job.has_products else "no")
+        table.add_row(str(job.id), escape(job.name), submitted, names, "yes" if job.has_products else "no")
     _print(table)
     click.echo(f"{active} active")
 
@@ -447,6 +459,8 @@ def _run_flow(
     request: ProductRequest, user_id: str, base_url: str, *, as_json: bool, **options: Any
 ) -> NoReturn:
     """Run the flow in this process, show what came of it, and leave with its exit code."""
+    # The first start of Prefect's own server takes longer on a slow machine than Prefect waits for.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
     os.environ |= {"PREFECT_XRT_USER_ID": user_id, "PREFECT_XRT_BASE_URL": base_url}
     archive.make_directory(options["output_dir"])
     _say("Starting Prefect; its own server takes some seconds where none is running.")
@@ -473,6 +487,8 @@ def _run_flow(
         sys.exit(_code_of(result))
     if state.is_completed():
         sys.exit(0)
+    if all(entry.state is ProductState.READY for entry in report.products):
+        sys.exit(_FILES)
     sys.exit(
         _exit_code(len(report.files), len(report.products), len(report.products) if report.cancelled else 0)
     )
@@ -518,7 +534,7 @@ def _status_table(outcome: Outcome) -> Table:
         "state",
         "running for",
         "at work on",
-        title=str(outcome.job),
+        title=escape(str(outcome.job)),
         title_justify="left",
         box=None,
     )

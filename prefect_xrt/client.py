@@ -39,6 +39,8 @@ from prefect_xrt.errors import (
     ServiceUnreachableError,
     SubmitUncertainError,
     XRTError,
+    asked_wait_s,
+    is_transient,
 )
 from prefect_xrt.parameters import encode
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, JobSummary, Outcome
@@ -52,7 +54,6 @@ _MAX_ANSWER_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**18
 _MAX_REDIRECTS = 3
 _PATIENCE_S = 120.0
-_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _T = TypeVar("_T")
 
 
@@ -436,18 +437,6 @@ def settings_from_environment() -> tuple[str, str]:
     return user_id, os.environ.get("PREFECT_XRT_BASE_URL") or protocol.BASE_URL
 
 
-def is_transient(error: BaseException) -> bool:
-    """Tell whether the same read may succeed if it is tried again soon."""
-    if isinstance(error, ServiceUnreachableError):
-        return error.status is None or error.status in _TRANSIENT_STATUS
-    return isinstance(error, AnswerError) and not isinstance(error, ForeignURLError)
-
-
-def asked_wait_s(error: BaseException | None) -> float:
-    """Return for how long the service asked to be left alone, in seconds."""
-    return (error.retry_after_s or 0.0) if isinstance(error, ServiceUnreachableError) else 0.0
-
-
 _backoff = tenacity.wait_exponential_jitter(initial=1.0, max=30.0, jitter=1.0)
 
 
@@ -524,7 +513,9 @@ def _reason(error: requests.exceptions.ConnectionError) -> object:
 
 def _nothing_sent(error: requests.exceptions.ConnectionError) -> bool:
     reason = _reason(error)
-    return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.NameResolutionError)
+    if isinstance(reason, urllib3.exceptions.ProxyError):
+        reason = reason.original_error
+    return isinstance(reason, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ClosedPoolError)
 
 
 def _untrusted(error: requests.exceptions.SSLError) -> bool:

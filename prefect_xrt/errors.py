@@ -37,6 +37,8 @@ __all__ = [
     "UnsafeArchiveError",
     "WaitError",
     "XRTError",
+    "asked_wait_s",
+    "is_transient",
 ]
 
 
@@ -210,3 +212,18 @@ class RequestWarning(UserWarning):
 
 class ServiceWarning(UserWarning):
     """The service speaks of itself: a deprecation, or a newer version of its interface."""
+
+
+_TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+def is_transient(error: BaseException) -> bool:
+    """Tell whether the same read may succeed if it is tried again soon."""
+    if isinstance(error, ServiceUnreachableError):
+        return error.status is None or error.status in _TRANSIENT_STATUS
+    return isinstance(error, AnswerError) and not isinstance(error, ForeignURLError)
+
+
+def asked_wait_s(error: BaseException | None) -> float:
+    """Return for how long the service asked to be left alone, in seconds."""
+    return (error.retry_after_s or 0.0) if isinstance(error, ServiceUnreachableError) else 0.0

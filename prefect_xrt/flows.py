@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 from prefect import State, flow, get_run_logger
@@ -19,7 +19,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from prefect_xrt import archive, reports, tasks
 from prefect_xrt.archive import ProductFile
@@ -51,9 +51,9 @@ def build_products(
     overwrite: bool = False,
     accept_partial: bool = False,
     pacing: Pacing | None = None,
-    deadline_s: float = DEADLINE_S,
-    max_failed_looks: int = MAX_FAILED_LOOKS,
-) -> Any:
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
+    max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
+) -> BuildReport:
     """Build the products of one request, and bring their files into a folder.
 
     The request is validated before anything is sent. Each product is fetched as soon as it is
@@ -125,7 +125,8 @@ def build_products(
                     overwrite=overwrite,
                     extract=extract,
                 )
-            elif status.state is ProductState.ALARM:
+            elif status.state is ProductState.ALARM and trouble is None:
+                # One that a wait which ended early has seen only once is no alarm yet.
                 _alarm(job, status)
 
     files, problems = _collect(downloads)
@@ -139,7 +140,8 @@ def build_products(
         problem=trouble.message if trouble else None,
     )
     _show(report)
-    return _final_state(report, outcome, trouble, accept_partial=accept_partial)
+    # Prefect makes a state that is returned the state of the run.
+    return cast(BuildReport, _final_state(report, outcome, trouble, accept_partial=accept_partial))
 
 
 def _read(request: ProductRequest | dict[str, JsonValue], account: XRTCredentials) -> ProductRequest:
@@ -187,8 +189,10 @@ def _is_ours(run_id: str | None) -> bool:
     own = context.flow_run if context else None
     if own is None or run_id is None:
         return False
-    if run_id == str(own.id) or own.parent_task_run_id is None:
-        return run_id == str(own.id)
+    if run_id == str(own.id):
+        return True
+    if own.parent_task_run_id is None:
+        return False
     with get_client(sync_client=True) as client:
         try:
             return client.read_flow_run(UUID(run_id)).parent_task_run_id == own.parent_task_run_id

@@ -317,6 +317,11 @@ class CancelledProduct(_Noun):
         """Whether the product was cancelled by this call."""
         return self.code == 0
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to cancel: it was cancelled, or had probably finished."""
+        return self.code in (0, 1)
+
 
 class CancelResult(_Noun):
     """The answers to one cancellation, per product."""
@@ -389,7 +394,9 @@ def decode_json(body: bytes, content_type: str = "", *, user_id: str = "") -> di
         if start.startswith(b"<") or "html" in content_type.lower():
             title = re.search(rb"<title>(.*?)</title>", body[:4096], re.IGNORECASE | re.DOTALL)
             named = (
-                f" titled {_clean(_redact(title[1].decode('utf-8', 'replace'), user_id))!r}" if title else ""
+                f" titled {_one_line(_redact(title[1].decode('utf-8', 'replace'), user_id))!r}"
+                if title
+                else ""
             )
             raise AnswerError(f"A web page{named} came instead of an answer of the service.") from None
         raise AnswerError(f"The answer is not JSON, or only a part of it ({len(body)} bytes).") from None
@@ -485,7 +492,7 @@ def _check_notices(data: Mapping[str, JsonValue]) -> None:
     notice = data.get("deprecationWarning")
     if notice:
         text = notice.get("message") if isinstance(notice, dict) else notice
-        _warn_once(f"The service announces a deprecation: {_clean(str(text or notice))}")
+        _warn_once(f"The service announces a deprecation: {_one_line(str(text or notice))}")
     version = str(data.get("APIVersion", ""))
     if re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}", version) and _version(version) > _version(API_VERSION):
         _warn_once(f"The service speaks version {version} of its interface, newer than {API_VERSION}.")
@@ -514,8 +521,11 @@ def _decode_reasons(value: JsonValue) -> list[tuple[str, list[str]]]:
 
 def _clean(text: str) -> str:
     """Put a text of the service into one line, with the names of our fields for its parameters."""
-    line = " ".join(text.split())[:_TEXT_LIMIT]
-    return re.sub(r"\b[A-Za-z_]\w*\b", lambda word: describe_wire_name(word[0]) or word[0], line)
+    return re.sub(r"\b[A-Za-z_]\w*\b", lambda word: describe_wire_name(word[0]) or word[0], _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:_TEXT_LIMIT]
 
 
 def _redact(text: str, user_id: str) -> str:

@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_xrt.client import XRTClient, is_transient
 from prefect_xrt.errors import (
     ConfigurationError,
     DeadlineError,
     FailedLooksError,
-    ServiceUnreachableError,
     XRTError,
+    asked_wait_s,
+    is_transient,
 )
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
@@ -34,11 +34,26 @@ FLOOR_S = 60.0
 DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
 
+_PATIENCE_S = 3600.0
+
 MAX_FAILED_LOOKS = 90
 """At the floor, an hour and a half without a word."""
 
 _Log = Callable[[str], None]
 _logger = logging.getLogger(__name__)
+
+
+class Looker(Protocol):
+    """What the sensor needs of a client."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the service is on this machine; only then may it be asked faster."""
+
+    def check_product_status(
+        self, job: Job, products: Iterable[Product | str] | None = None, *, attempts: int | None = None
+    ) -> Outcome:
+        """Look at products of a job, all in one call."""
 
 
 class Pacing(BaseModel):
@@ -68,13 +83,13 @@ class Pacing(BaseModel):
         interval = min(max(self.growth * unchanged_s, self.floor_s), max(self.ceiling_s, self.floor_s))
         return interval * (1 + self.jitter * chance)
 
-    def for_client(self, client: XRTClient) -> Pacing:
+    def for_client(self, client: Looker) -> Pacing:
         """Return this pacing with the service's floor, which only a service on this machine may go below."""
         return self if client.is_local else self.model_copy(update={"floor_s": max(self.floor_s, FLOOR_S)})
 
 
 def wait_for_products(
-    client: XRTClient,
+    client: Looker,
     job: Job,
     *,
     since: Outcome | None = None,
@@ -149,14 +164,19 @@ def wait_for_products(
                 outcome=watch.outcome,
             ) from error
         if on_look and watch.failed_looks == 0 and watch.outcome:
-            on_look(watch.outcome)
+            try:
+                on_look(watch.outcome)
+            except Exception:
+                # A display that breaks must not end the wait for a job that lives.
+                _logger.warning("What the look told could not be shown.", exc_info=True)
+                on_look = None
     return watch.result()
 
 
 class _Watch:
     """What is known of one job, and since when."""
 
-    def __init__(self, client: XRTClient, job: Job, since: Outcome | None, pacing: Pacing, log: _Log) -> None:
+    def __init__(self, client: Looker, job: Job, since: Outcome | None, pacing: Pacing, log: _Log) -> None:
         self._client = client
         self._job = job
         self._pacing = pacing
@@ -222,8 +242,7 @@ class _Watch:
             if first and not is_transient(error):
                 raise
             self.failed_looks += 1
-            if isinstance(error, ServiceUnreachableError):
-                self._retry_after_s = error.retry_after_s or 0.0
+            self._retry_after_s = min(asked_wait_s(error), _PATIENCE_S)
             if self.failed_looks == 1:
                 self._log(f"{self._job}: this look told nothing ({error.message}) Looking again later.")
             return error

@@ -19,8 +19,7 @@ from prefect.runtime import flow_run
 from prefect_xrt import archive, sensor
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.blocks import XRTCredentials, load_credentials
-from prefect_xrt.client import is_transient
-from prefect_xrt.errors import ArchiveError, OutputError, UnsafeArchiveError, XRTError
+from prefect_xrt.errors import ArchiveError, OutputError, UnsafeArchiveError, XRTError, is_transient
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
 from prefect_xrt.records import JobRecord, write_record
 from prefect_xrt.request import Product, ProductRequest

@@ -71,7 +71,7 @@ class TestHelp:
         """The help lists every exit code, a line each."""
         lines = [line.strip() for line in run("--help").stdout.splitlines()]
         listed = [line.split()[0] for line in lines if re.match(r"\d+ ", line)]
-        assert listed == [*(str(code) for code in range(13)), "130"]
+        assert listed == [*(str(code) for code in range(14)), "130"]
 
     def test_acts(self) -> None:
         """The help lists every act."""

@@ -108,11 +108,11 @@ class TestErrors:
         assert issubclass(errors.InvalidRequestError, ValueError)
 
     def test_all_is_complete_and_sorted(self) -> None:
-        """`__all__` names every class of the module, in order."""
+        """`__all__` names every class and function of the module, in order."""
         public = {
             name
             for name, value in vars(errors).items()
-            if isinstance(value, type) and value.__module__ == errors.__name__
+            if getattr(value, "__module__", "") == errors.__name__ and not name.startswith("_")
         }
         assert sorted(public) == errors.__all__
 
