@@ -232,6 +232,29 @@ class TestDownload:
         assert {path.name for path in out.iterdir()} == expected
         assert any(path.is_file() for path in (out / "lc").rglob("*"))
 
+    def test_not_yet(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
+        """While products still build, what is ready is fetched, and the exit code says not yet."""
+        service(default=Timeline.of((3,)), timelines={"image": READY})
+        with submitted(request_file) as job_id:
+            done = run("download", job_id, "--out", tmp_path / "out")
+        assert done.exit_code == 13
+        assert (tmp_path / "out" / "image.tar.gz").is_file()
+
+    def test_one_that_cannot_be_had(
+        self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path
+    ) -> None:
+        """A file in the way of one product does not keep the others back."""
+        service(default=READY)
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "lc.tar.gz").write_text("of someone else")
+        with submitted(request_file) as job_id:
+            done = run("download", job_id, "--out", out)
+        assert done.exit_code == 12
+        assert "lc.tar.gz is there already" in done.stderr
+        assert [(out / f"{name}.tar.gz").is_file() for name in ("spec", "image")] == [True, True]
+        assert (out / "lc.tar.gz").read_text() == "of someone else"
+
     def test_again(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
         """What is there already is verified and kept; asked to overwrite, it is fetched again."""
         emulator = service(default=READY)

@@ -681,3 +681,25 @@ class TestAddress:
         warned = [text for level, text in server.logs(run_id, "Finished in state") if level == 30]
         assert any("Prefect keeps the parameters" in text for text in warned)
         assert "me@example.org" not in "".join(warned)
+
+
+@pytest.mark.usefixtures("server")
+class TestSettings:
+    @pytest.mark.parametrize("setting", [{"max_failed_looks": 0}, {"deadline_s": -5.0}])
+    def test_before_anything_is_sent(
+        self, service: Callable[..., Emulator], out: Path, request_: ProductRequest, setting: dict[str, float]
+    ) -> None:
+        """A budget that cannot be kept is refused before a job is asked for."""
+        emulator = service(default=READY)
+        state = build(request_, out, **setting)
+        assert (state.is_failed(), emulator.jobs) == (True, {})
+
+    def test_one_look_is_no_alarm(
+        self, service: Callable[..., Emulator], server: Server, out: Path, request_: ProductRequest
+    ) -> None:
+        """A deadline between the first and the second look at -3 raises no alarm."""
+        service(default=READY, timelines={"image": Timeline.of((-3,))})
+        state = build(request_, out, deadline_s=0.5, pacing=Pacing(floor_s=60, ceiling_s=60))
+        assert isinstance(error_of(state), DeadlineError)
+        artifacts = server.artifacts(state.state_details.flow_run_id)
+        assert [key for key in artifacts if "alarm" in key] == []

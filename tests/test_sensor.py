@@ -636,3 +636,13 @@ class TestWithTheService:
             200,
         ]
         assert max(pauses) < 0.01
+
+
+def test_a_display_that_breaks() -> None:
+    """What shows the progress may break; the wait for the job goes on."""
+
+    def broken(_: object) -> None:
+        raise RuntimeError("no such style")
+
+    world = World({IMAGE: 3}, {IMAGE: 3}, {IMAGE: 4})
+    assert world.wait(on_look=broken).ready == (IMAGE,)
