@@ -21,8 +21,9 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-# The server of the lowest Prefect does not work with the FastAPI that the newest one needs.
-LOWEST = ("prefect==3.7.1", "fastapi<0.137")
+# The server of the lowest Prefect does not work with the FastAPI that the newest one needs, and its
+# commands import a package that it does not declare.
+LOWEST = ("prefect==3.7.1", "fastapi<0.137", "importlib-metadata")
 QUIET = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
