@@ -14,12 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from prefect_xrt import ProductRequest
     from prefect_xrt.emulator import Emulator
 
 pytest_plugins = ["prefect_xrt.emulator.fixtures"]
+
+# No test asserts times: how fast an example is made or tried is the machine's affair.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 # Prefect reads all this when it is imported; what the machine has set for it must not reach the tests.
 for _name in [name for name in os.environ if name.startswith("PREFECT_")]:

@@ -55,7 +55,9 @@ class TestRecords:
         assert json.loads(text) == JOB.parameters
         assert "Gegenstände α" in text
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+    @settings(
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], deadline=None
+    )
     @given(st.dictionaries(st.sampled_from(["name", "RA", "x"]), VALUES))
     def test_any_job(self, tmp_path: Path, parameters: dict[str, Any]) -> None:
         """Whatever parameters the service sends, the job is recorded and found again, or never believed."""
