@@ -51,6 +51,7 @@ __all__ = [
     "extract",
     "make_directory",
     "refuse_foreign_files",
+    "remove_other_jobs",
     "verify",
     "write_text",
 ]
@@ -184,6 +185,22 @@ def download_all(
     return fetched, problems
 
 
+def remove_other_jobs(directory: Path, job: Job) -> None:
+    """Remove the bundles of other jobs from a folder that was to be overwritten; other files stay.
+
+    Raises:
+        OutputError: The folder cannot be written.
+    """
+    with _writing(directory):
+        for product in Product:
+            for archive_format in ARCHIVE_FORMATS:
+                place = directory / protocol.file_name(product, archive_format)
+                sidecar = _sidecar(place)
+                if sidecar.is_file() and not sidecar.read_bytes().startswith(f"{_mark(job)}\n".encode()):
+                    place.unlink(missing_ok=True)
+                    sidecar.unlink()
+
+
 def refuse_foreign_files(directory: Path, products: Iterable[Product], archive_format: ArchiveFormat) -> None:
     """Make sure that a folder holds no bundles yet, before a job is asked for whose files would go there.
 
@@ -198,7 +215,8 @@ def refuse_foreign_files(directory: Path, products: Iterable[Product], archive_f
 
 def _foreign(place: Path) -> OutputError:
     return OutputError(
-        f"{place} is there already, and is not of this job; choose another folder, or have it overwritten."
+        f"{place} is there already, and is not of this job; choose another folder, or have it "
+        "overwritten (--overwrite)."
     )
 
 

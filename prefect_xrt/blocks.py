@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import ClassVar, cast
 
+import httpx
 from prefect.blocks.abstract import CredentialsBlock, JobBlock, JobRun
 from prefect.utilities.asyncutils import sync_compatible
 from pydantic import Field, HttpUrl, SecretStr
@@ -102,6 +103,10 @@ def load_credentials(credentials: XRTCredentials | str | None = None) -> XRTCred
     except ValueError as error:
         raise ConfigurationError(
             f"There is no XRTCredentials block named {credentials!r} on this Prefect server."
+        ) from error
+    except (httpx.HTTPError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"The block {credentials!r} cannot be loaded: Prefect's server does not answer ({type(error).__name__})."
         ) from error
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -172,16 +173,28 @@ _products_option = click.option(
     type=click.Choice([product.value for product in Product], case_sensitive=False),
     help="Only this product; may be repeated.",
 )
+
+
+class _Seconds(click.FloatRange):
+    """A time span: positive, and an end to it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not math.isfinite(seconds):
+            self.fail(f"{value} is not a number of seconds.", param, ctx)
+        return seconds
+
+
 _wait_options = _options(
     click.option(
         "--interval",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_Seconds(min=0, min_open=True),
         metavar="SECONDS",
         help="Between looks at first; grows while nothing changes. At least 60, except on this machine.",
     ),
     click.option(
         "--deadline",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_Seconds(min=0, min_open=True),
         default=sensor.DEADLINE_S,
         metavar="SECONDS",
         help="How long to wait altogether [13 hours].",
@@ -471,6 +484,12 @@ def _run_flow(
         token = tasks.on_look.set(show)
         try:
             state = cast("State[Any]", build_products(request, return_state=True, **options))
+        except Exception as error:
+            # What goes wrong in the flow is in its state; this is Prefect itself.
+            raise errors.ConfigurationError(
+                f"Prefect could not run the flow ({str(error).partition(chr(10))[0] or type(error).__name__}); is its "
+                f"server running? A job that was submitted is on record in {options['output_dir']}/job.json."
+            ) from error
         finally:
             tasks.on_look.reset(token)
     result = state.result(raise_on_failure=False)

@@ -130,6 +130,11 @@ def build_products(
                 _alarm(job, status)
 
     files, problems = _collect(downloads)
+    if overwrite:
+        try:
+            archive.remove_other_jobs(output_dir, job)
+        except OutputError as error:
+            get_run_logger().error("What another job left could not be removed: %s", error)
     report = reports.make_report(
         job,
         outcome,
@@ -172,8 +177,8 @@ def _prepare(
         return None
     if record:
         raise OutputError(
-            f"{output_dir} belongs to {record.job}. Fetch its files by `prefect-xrt download {record.job.id}`, "
-            "choose another folder, or have it overwritten."
+            f"{output_dir} belongs to {record.job}. Fetch its files by `prefect-xrt download {record.job.id} "
+            f"--out {output_dir}`, choose another folder, or have it overwritten (--overwrite)."
         )
     archive.refuse_foreign_files(output_dir, request.products, archive_format)
     return None

@@ -13,7 +13,7 @@ import difflib
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from functools import partial
 from pathlib import Path
@@ -312,6 +312,8 @@ def decode(parameters: Mapping[str, object], *, from_service: bool | None = None
             for path in odd:
                 del values[path]
                 unchecked[path] = _without_bools(_given_for(path, given))
+    if not from_service and (mistaken := list(_products_by_name(unknown))):
+        _refuse(mistaken)
     _warn_of_kept(request, hints=() if from_service else _misspelt(unknown))
     return request
 
@@ -441,6 +443,18 @@ def _behind(problem: str, values: _Json) -> set[str]:
 def _given_for(path: str, given: _Json) -> object:
     spellings = [_WIRE_OF_FIELD[path], *(name for name in _ALIASES if FIELD_OF_WIRE[name] == path)]
     return next(given[name] for name in spellings if name in given)
+
+
+def _products_by_name(unknown: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Find what was meant to ask for a product, and would be lost among the unknown parameters."""
+    products = {product.value.casefold(): product for product in Product}
+    for name in unknown:
+        for near in difflib.get_close_matches(name.casefold(), products, n=1, cutoff=0.85):
+            product = products[near]
+            yield (
+                name,
+                f"asks for nothing; the service's parameter for {product.value} is {PRODUCT_FLAGS[product]}",
+            )
 
 
 def _misspelt(unknown: Iterable[str]) -> list[tuple[str, str]]:

@@ -148,7 +148,8 @@ def wait_for_products(
             sleep(max(0.0, left))
             raise DeadlineError(
                 f"The deadline has passed, and {watch.pending_text} of {job} had not ended. The job lives on: "
-                f"go on with it by `prefect-xrt wait {job.id}`, or cancel it by `prefect-xrt cancel {job.id}`.",
+                f"go on with it by `prefect-xrt wait {job.id}` and fetch its files by `prefect-xrt download {job.id} "
+                f"--out DIR`, or cancel it by `prefect-xrt cancel {job.id}`.",
                 job=job,
                 outcome=watch.outcome,
             )

@@ -218,6 +218,42 @@ def on_a_terminal(*arguments: object) -> tuple[int, str]:
     return process.wait(30), shown.decode()
 
 
+class TestNoPrefect:
+    @pytest.mark.parametrize(
+        "arguments", [("build", "REQUEST", "--out", "OUT"), ("jobs", "--credentials", "b")]
+    )
+    def test_server_away(
+        self,
+        service: Callable[..., Emulator],
+        request_file: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: tuple[str, ...],
+    ) -> None:
+        """A Prefect server that does not answer is told in a line, without traceback, and no job is made."""
+        emulator = service(default=READY)
+        monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+        monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+        if arguments[0] == "jobs":
+            monkeypatch.delenv("PREFECT_XRT_USER_ID")
+        places = {"REQUEST": str(request_file), "OUT": str(tmp_path / "out")}
+        done = subprocess.run(
+            command(*(places.get(argument, argument) for argument in arguments)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, "Traceback" in done.stderr) == (10, False)
+        assert "server" in done.stderr
+        assert emulator.jobs == {}
+
+    @pytest.mark.parametrize("option", ["--interval", "--deadline"])
+    @pytest.mark.parametrize("value", ["nan", "inf"])
+    def test_not_a_time(self, option: str, value: str) -> None:
+        """A time span that is no number, or has no end, is wrong usage."""
+        assert run("wait", "1", option, value).exit_code == 2
+
+
 class TestDownload:
     def test_files(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
         """Fetches what is ready, in the format asked for, and unpacks it; the rest is told, as is the exit code."""

@@ -703,3 +703,15 @@ class TestSettings:
         assert isinstance(error_of(state), DeadlineError)
         artifacts = server.artifacts(state.state_details.flow_run_id)
         assert [key for key in artifacts if "alarm" in key] == []
+
+    def test_overwritten_means_one_job(
+        self, service: Callable[..., Emulator], out: Path, request_: ProductRequest
+    ) -> None:
+        """After overwriting, the folder holds no bundle of the job before, and all else that was in it."""
+        service(default=READY, sequence=[{"*": READY}, {"*": READY, "spec": FAILED}])
+        build(request_, out)
+        (out / "notes.txt").write_text("mine")
+        error_of(build(request_, out, overwrite=True))
+        bundles = {path.name for path in out.iterdir() if ".tar" in path.name}
+        expected = {f"{name}.tar.gz{end}" for name in ("lc", "image") for end in ("", ".sha256")}
+        assert (bundles, (out / "notes.txt").read_text()) == (expected, "mine")

@@ -764,3 +764,10 @@ def test_an_encoded_request_is_its_own() -> None:
     )
     encode(built)["x"].append(2)  # type: ignore[union-attr]
     assert built.unknown == {"x": [1]}
+
+
+@pytest.mark.parametrize("name", ["LightCurve", "LightCurv", "enhancedpos"])
+def test_a_product_by_its_long_name(name: str) -> None:
+    """A long name among the service's parameters asks for nothing there, and is an error with the right one."""
+    with pytest.raises(InvalidRequestError, match=r"asks for nothing; the service's parameter for"):
+        read_request({**SERVICE, name: 1})
