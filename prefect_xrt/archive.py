@@ -3,6 +3,9 @@
 A bundle is written to a hidden name beside its place, checked (its length, and that it can be read
 to its end), and only then renamed. Its SHA-256 is kept beside it in the form that
 `sha256sum --check` reads, with the job that it belongs to in a comment.
+
+Hidden names are fixed, and a name is one process's at a time: what a killed process leaves behind,
+the next one takes over or removes.
 """
 
 from __future__ import annotations
@@ -15,20 +18,20 @@ import hashlib
 import io
 import lzma
 import os
+import re
 import shutil
 import stat
 import struct
 import tarfile
 import tempfile
-import threading
 import time
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal, NamedTuple, Self, cast, get_args
 
-import tenacity
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_xrt import protocol
@@ -36,6 +39,7 @@ from prefect_xrt.client import XRTClient
 from prefect_xrt.errors import (
     ArchiveError,
     OutputError,
+    ServiceUnreachableError,
     UnsafeArchiveError,
     XRTError,
     asked_wait_s,
@@ -48,7 +52,9 @@ __all__ = [
     "ProductFile",
     "download",
     "download_all",
+    "exclusive",
     "extract",
+    "folder_name",
     "make_directory",
     "refuse_foreign_files",
     "remove_other_jobs",
@@ -67,8 +73,19 @@ _MAX_LINK_BYTES = 4096
 _MAX_HEADER_BYTES = 2**20
 _TAR_END_BYTES = 1024
 _CHUNK_BYTES = 2**20
-_ATTEMPTS = 5
+_MAX_DAMAGED = 5
 _PATIENCE_S = 600.0
+_POLITE_CEILING_S = 60.0
+# More than ever wait for the same small file; each may find that another was faster.
+_LOCK_ATTEMPTS = 1000
+_MAX_NAME = 80
+_OWN_SUFFIX = re.compile(r"_[0-9a-f]{8}$")
+_RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
+# How the names of archives end, within a bundle too.
+_SUFFIXES: dict[str, ArchiveFormat] = {
+    **{f".{archive_format}": archive_format for archive_format in ARCHIVE_FORMATS},
+    ".tgz": "tar.gz",
+}
 # What the readers raise for a bad archive; RuntimeError is what zipfile says of an encrypted one, and
 # the last three come up when a damaged number is believed.
 _DAMAGED = (
@@ -111,13 +128,17 @@ def download(
     overwrite: bool = False,
     unpack: bool = False,
     max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+    max_failed_attempts: int = 90,
+    ceiling_s: float = 60.0,
+    timeout_s: float = 6 * 3600.0,
+    clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> ProductFile:
     """Fetch a product's bundle into a folder.
 
-    A connection that breaks on the way goes on where it stopped, if the service allows it. This
-    job's file that is there already is verified and kept, or fetched again if it is damaged; a file
-    of another origin is left alone.
+    A connection that breaks on the way goes on where it stopped, if the service allows it, and so
+    does a process that was killed when it is started again. This job's file that is there already is
+    verified and kept, or fetched again if it is damaged; a file of another origin is left alone.
 
     Args:
         client: Speaks to the service.
@@ -128,6 +149,11 @@ def download(
         overwrite: Replace a file that is there already.
         unpack: Also unpack it, into a folder beside it with the product's short name.
         max_unpacked_bytes: Refuse a bundle that unpacks to more, in bytes.
+        max_failed_attempts: How many attempts in a row may bring nothing new.
+        ceiling_s: The longest wait between attempts unless the service asks for more, in seconds; a
+            service that is not on this machine is not asked with less than 60.
+        timeout_s: How long the file may take altogether, in seconds.
+        clock: Tells the time in seconds, from any start.
         sleep: Waits between attempts.
 
     Returns:
@@ -135,8 +161,9 @@ def download(
 
     Raises:
         ProductMissingError: The service has no such file.
-        ServiceUnreachableError: The service stopped answering.
-        ArchiveError: What arrived is incomplete or damaged, several times in a row.
+        ServiceUnreachableError: The service stopped answering, or the file took too long.
+        AnswerError: Something else than the service answers.
+        ArchiveError: What arrived is incomplete or damaged, several times.
         UnsafeArchiveError: It holds what must not be unpacked, or too much.
         OutputError: The folder cannot be written, the disk is full, a file of another origin is in the
             way, or another process is writing the same file.
@@ -144,16 +171,27 @@ def download(
     make_directory(directory)
     place = directory / protocol.file_name(product, archive_format)
     folder = directory / protocol.SHORT_NAMES[product] if unpack else None
-    if folder and folder.exists() and not place.exists() and not overwrite:
-        raise _foreign(folder)
-    with _writing(directory):
-        digest = None if overwrite else _kept_digest(place, job, archive_format, max_unpacked_bytes)
-        kept = digest is not None
-        if digest is None:
-            digest = _fetch(client, job, product, place, archive_format, max_unpacked_bytes, sleep)
-        size = place.stat().st_size
-    if folder:
-        extract(place, folder, max_unpacked_bytes=max_unpacked_bytes)
+    ceiling_s = ceiling_s if client.is_local else max(ceiling_s, _POLITE_CEILING_S)
+    with exclusive(place):
+        if folder and folder.exists() and not place.exists() and not overwrite:
+            raise _foreign(folder)
+        with _writing(directory):
+            try:
+                digest = None if overwrite else _kept_digest(place, job, archive_format, max_unpacked_bytes)
+                kept = digest is not None
+                if digest is None:
+                    patience = _Patience(
+                        f"{place.name} of {job}", max_failed_attempts, ceiling_s, timeout_s, clock
+                    )
+                    digest = _fetch(
+                        client, job, product, place, archive_format, max_unpacked_bytes, patience, sleep
+                    )
+            finally:
+                for leftover in (_part(place), _validator_part(place), _part(_sidecar(place))):
+                    leftover.unlink(missing_ok=True)
+            size = place.stat().st_size
+        if folder:
+            extract(place, folder, max_unpacked_bytes=max_unpacked_bytes)
     return ProductFile(
         job_id=job.id, product=product, path=place, size=size, sha256=digest, kept=kept, extracted_to=folder
     )
@@ -168,8 +206,15 @@ def download_all(
     *,
     overwrite: bool = False,
     unpack: bool = False,
+    max_failed_attempts: int = 90,
+    ceiling_s: float = 60.0,
+    timeout_s: float = 6 * 3600.0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[list[ProductFile], dict[Product, XRTError]]:
     """Fetch the bundles of several products; one that cannot be had does not keep the others back.
+
+    The options are those of `download`, for each product.
 
     Returns:
         The verified files, and what kept each of the others back.
@@ -177,9 +222,21 @@ def download_all(
     fetched, problems = [], {}
     for product in products:
         try:
-            fetched.append(
-                download(client, job, product, directory, archive_format, overwrite=overwrite, unpack=unpack)
+            file = download(
+                client,
+                job,
+                product,
+                directory,
+                archive_format,
+                overwrite=overwrite,
+                unpack=unpack,
+                max_failed_attempts=max_failed_attempts,
+                ceiling_s=ceiling_s,
+                timeout_s=timeout_s,
+                clock=clock,
+                sleep=sleep,
             )
+            fetched.append(file)
         except XRTError as error:
             problems[product] = error
     return fetched, problems
@@ -195,22 +252,37 @@ def remove_other_jobs(directory: Path, job: Job) -> None:
         for product in Product:
             for archive_format in ARCHIVE_FORMATS:
                 place = directory / protocol.file_name(product, archive_format)
-                sidecar = _sidecar(place)
-                if sidecar.is_file() and not sidecar.read_bytes().startswith(f"{_mark(job)}\n".encode()):
+                if _sidecar(place).is_file() and not _is_of(place, job):
                     place.unlink(missing_ok=True)
-                    sidecar.unlink()
+                    _sidecar(place).unlink()
 
 
-def refuse_foreign_files(directory: Path, products: Iterable[Product], archive_format: ArchiveFormat) -> None:
-    """Make sure that a folder holds no bundles yet, before a job is asked for whose files would go there.
+def refuse_foreign_files(
+    directory: Path, products: Iterable[Product], archive_format: ArchiveFormat, job: Job | None = None
+) -> None:
+    """Make sure that a folder holds no bundles of another origin, before a job's files are to go there.
+
+    Args:
+        directory: The folder.
+        products: The products whose bundles will go there.
+        archive_format: The format of the bundles.
+        job: The job whose bundles may be there already, if there is one yet.
 
     Raises:
         OutputError: It holds one.
     """
     for product in products:
         place = directory / protocol.file_name(product, archive_format)
-        if place.exists():
+        if place.exists() and not (job and _is_of(place, job)):
             raise _foreign(place)
+
+
+def _is_of(place: Path, job: Job) -> bool:
+    """Tell whether the sidecar of a bundle says that it is a job's."""
+    try:
+        return _sidecar(place).read_bytes().startswith(f"{_mark(job)}\n".encode())
+    except OSError:
+        return False
 
 
 def _foreign(place: Path) -> OutputError:
@@ -233,22 +305,112 @@ def make_directory(directory: Path) -> None:
             probe.write(bytes(_PROBE_BYTES))
 
 
+def folder_name(name: str) -> str:
+    """Make a name for a folder or a file from a source's name, readable on any system.
+
+    Two different names do not give the same, not even where capitals do not count: what is not
+    unmistakably the name itself carries a part of its SHA-256.
+
+    Args:
+        name: Any text, even none.
+
+    Returns:
+        One to 80 ASCII letters, digits and `+ - . _`.
+    """
+    letters = (letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    plain = re.sub(r"[^A-Za-z0-9+.-]+", "_", "".join(letters)).strip("._-")
+    reserved = _RESERVED_NAME.match(plain)
+    itself = name and plain == name == name.lower() and len(name) <= _MAX_NAME
+    if itself and not reserved and not _OWN_SUFFIX.search(name):
+        return name
+    if reserved:
+        # Whatever follows a dot does not change what such a name means.
+        plain = plain.replace(".", "_")
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{plain[: _MAX_NAME - len('_') - len(digest)].rstrip('._-') or 'unnamed'}_{digest}"
+
+
+@contextlib.contextmanager
+def exclusive(place: Path) -> Iterator[None]:
+    """Keep a name in a folder to ourselves, whether there is something of that name or not.
+
+    It is kept by a lock on a hidden file beside it, which the system releases however a process ends.
+
+    Args:
+        place: The name, in a folder that is there.
+
+    Raises:
+        OutputError: Another process keeps it, or the folder cannot be written.
+    """
+    lock = place.with_name(f".{place.name}.lock")
+    with _writing(place.parent):
+        try:
+            stream = _open_locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"Another process is using {place}; wait until it has ended, or give each its own folder."
+            ) from None
+    with stream:
+        try:
+            yield
+        finally:
+            # Still held, so that it is nobody else's. One that cannot be removed hinders nobody.
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+def _open_locked(path: Path, operation: int) -> IO[bytes]:
+    """Open a file, made if need be, that is locked until it is closed.
+
+    Raises:
+        BlockingIOError: Another has locked it.
+    """
+    for _ in range(_LOCK_ATTEMPTS):
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("a+b"))
+            fcntl.flock(stream, operation)
+            # One that was removed or renamed before it was ours keeps nothing any more.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    stack.pop_all()
+                    return stream
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all.
+    """Write a small file whole or not at all; of several that write it at once, the last one's stays.
 
     Raises:
         OutputError: It cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
-    with _writing(path.parent):
+    part = _part(path)
+    with _writing(path.parent), _open_locked(part, fcntl.LOCK_EX) as stream:
         try:
-            with part.open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            part.replace(path)
-        finally:
+            stream.truncate(0)
+            stream.write(text.encode())
+            _settle(stream, part, path)
+        except BaseException:
             part.unlink(missing_ok=True)
+            raise
+
+
+def _part(place: Path) -> Path:
+    """Return where something is made before it is put in its place."""
+    return place.with_name(f".{place.name}.part")
+
+
+def _settle(stream: IO[bytes], part: Path, place: Path) -> None:
+    """Put a finished file in its place, so that it is there even after the power has failed."""
+    stream.flush()
+    os.fsync(stream.fileno())
+    part.replace(place)
+    # Not every file system can do this for a folder; the file is there all the same.
+    with contextlib.suppress(OSError):
+        folder = os.open(place.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 @contextlib.contextmanager
@@ -263,6 +425,68 @@ def _writing(directory: Path) -> Iterator[None]:
         raise OutputError(f"{directory} cannot be written: {error.strerror or error}.") from error
 
 
+class _Patience:
+    """Tells after each failed attempt how long to wait for the next, or that there is none."""
+
+    def __init__(
+        self,
+        what: str,
+        max_failed_attempts: int,
+        ceiling_s: float,
+        timeout_s: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._what = what
+        self._max_failed_attempts = max_failed_attempts
+        self._ceiling_s = ceiling_s
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._deadline = clock() + timeout_s
+        self._furthest = 0
+        self._failed = 0
+        self._damaged = 0
+
+    def check_time(self) -> None:
+        """Break off a transfer that takes too long.
+
+        Raises:
+            ServiceUnreachableError: The time is over.
+        """
+        if self._clock() > self._deadline:
+            raise ServiceUnreachableError("It was still arriving.")
+
+    def wait_s(self, error: XRTError, size: int) -> float:
+        """Return how long to wait, in seconds.
+
+        Args:
+            error: What ended the attempt.
+            size: How much of the file has been received, in bytes.
+
+        Raises:
+            XRTError: The same error: there is no use in another attempt.
+            ServiceUnreachableError: There is no time for another attempt.
+        """
+        damaged = isinstance(error, ArchiveError) and not isinstance(error, UnsafeArchiveError)
+        self._damaged += damaged
+        # What comes again each time, where the service does not go on in the middle, is nothing new.
+        self._failed = 1 if size > self._furthest else self._failed + 1
+        self._furthest = max(self._furthest, size)
+        if (
+            not (damaged or is_transient(error))
+            or asked_wait_s(error) > _PATIENCE_S
+            or self._damaged >= _MAX_DAMAGED
+            or self._failed >= self._max_failed_attempts
+        ):
+            raise error
+        wait_s = max(asked_wait_s(error), min(self._ceiling_s, 2.0 ** min(self._failed, 16)))
+        if self._clock() + wait_s > self._deadline:
+            raise ServiceUnreachableError(
+                f"{self._what} could not be fetched within {self._timeout_s:g} s; fetch it again later. "
+                f"The last attempt: {error.message}"
+            ) from error
+        return wait_s
+
+
 def _fetch(
     client: XRTClient,
     job: Job,
@@ -270,105 +494,100 @@ def _fetch(
     place: Path,
     archive_format: ArchiveFormat,
     max_unpacked_bytes: int,
+    patience: _Patience,
     sleep: Callable[[float], None],
 ) -> str:
     """Bring a bundle to its place, over as many connections as it takes, and return its checksum."""
-    part = place.with_name(f".{place.name}.part")
-    # Not emptied before it is known to be ours: another process may be writing it.
-    with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as stream:
-        if not _lock(stream, part):
-            raise OutputError(f"Another process is writing {place}; give each its own folder.")
-        try:
-            transfer = _Transfer(client, job, product, archive_format, stream)
-            retrying = tenacity.Retrying(
-                stop=tenacity.stop_after_attempt(_ATTEMPTS),
-                wait=_wait,
-                retry=tenacity.retry_if_exception(
-                    lambda error: (
-                        (is_transient(error) and asked_wait_s(error) <= _PATIENCE_S)
-                        or (isinstance(error, ArchiveError) and not isinstance(error, UnsafeArchiveError))
-                    )
-                ),
-                sleep=sleep,
-                reraise=True,
-            )
-            for attempt in retrying:
-                with attempt:
-                    transfer.run()
-                    stream.flush()
-                    try:
-                        verify(part, archive_format, max_unpacked_bytes=max_unpacked_bytes)
-                    except ArchiveError:
-                        transfer.restart()
-                        raise
-            os.fsync(stream.fileno())
-            # The checksum comes first: a file without one would be nobody's.
-            write_text(_sidecar(place), f"{_mark(job)}\n{transfer.hexdigest()}  {place.name}\n")
-            part.replace(place)
-            return transfer.hexdigest()
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-
-
-def _lock(stream: IO[bytes], part: Path) -> bool:
-    """Make a file ours, if it is nobody's; one that was renamed while we waited is somebody's."""
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(stream.fileno()), part.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    error = state.outcome.exception() if state.outcome else None
-    return max(asked_wait_s(error), min(60.0, 2.0**state.attempt_number))
+    part = _part(place)
+    with part.open("a+b") as stream:
+        transfer = _Transfer(client, job, product, archive_format, place, stream)
+        while True:
+            try:
+                transfer.run(patience)
+                verify(part, archive_format, max_unpacked_bytes=max_unpacked_bytes)
+                break
+            except XRTError as error:
+                wait_s = patience.wait_s(error, transfer.size)
+                if isinstance(error, ArchiveError):
+                    transfer.restart()
+                sleep(wait_s)
+        # The checksum comes first: a file without one would be nobody's.
+        write_text(_sidecar(place), f"{_mark(job)}\n{transfer.hexdigest()}  {place.name}\n")
+        _settle(stream, part, place)
+        return transfer.hexdigest()
 
 
 class _Transfer:
     """One file on its way: what has arrived so far, and its checksum."""
 
     def __init__(
-        self, client: XRTClient, job: Job, product: Product, archive_format: ArchiveFormat, stream: IO[bytes]
+        self,
+        client: XRTClient,
+        job: Job,
+        product: Product,
+        archive_format: ArchiveFormat,
+        place: Path,
+        stream: io.BufferedRandom,
     ) -> None:
         self._client = client
         self._job = job
         self._product = product
         self._format = archive_format
-        self._what = f"{protocol.file_name(product, archive_format)} of {job}"
+        self._what = f"{place.name} of {job}"
+        self._note = _validator_part(place)
         self._stream = stream
-        self.restart()
+        # What a killed process has left; without a validator it will be thrown away.
+        stream.seek(0)
+        self._digest = hashlib.file_digest(stream, "sha256")
+        self.size = stream.tell()
+        self._validator = self._noted_validator()
+
+    def _noted_validator(self) -> str | None:
+        # A plain tar has no checksum that would tell what a crash of the whole machine has done to it.
+        if self._format == "tar":
+            return None
+        try:
+            mark, validator, _ = self._note.read_text(encoding="utf-8").split("\n")
+        except (OSError, ValueError):
+            return None
+        return validator if mark == _mark(self._job) else None
 
     def restart(self) -> None:
-        self._size = 0
-        self._validator: str | None = None
+        self.size = 0
+        self._validator = None
         self._digest = hashlib.sha256()
-        self._stream.seek(0)
-        self._stream.truncate()
+        self._stream.truncate(0)
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
-    def run(self) -> None:
+    def run(self, patience: _Patience) -> None:
         """Receive what is missing.
 
         Raises:
             ArchiveError: It is shorter or longer than the service said.
         """
         with self._client.open_file(
-            self._job, self._product, self._format, start=self._size, validator=self._validator
+            self._job, self._product, self._format, start=self.size, validator=self._validator
         ) as remote:
-            if remote.start != self._size:
+            if remote.start != self.size:
                 self.restart()
             self._validator = remote.validator
+            self._note.write_text(f"{_mark(self._job)}\n{remote.validator or ''}\n", encoding="utf-8")
             for chunk in remote.chunks:
                 self._stream.write(chunk)
+                # What is not in the file when this process is killed would have to be fetched again.
+                self._stream.flush()
                 self._digest.update(chunk)
-                self._size += len(chunk)
-        if remote.size is not None and remote.size != self._size:
-            received = self._size
-            self.restart()
-            raise ArchiveError(f"Of the {remote.size} bytes of {self._what}, {received} arrived.")
+                self.size += len(chunk)
+                patience.check_time()
+        if remote.size is not None and remote.size != self.size:
+            raise ArchiveError(f"Of the {remote.size} bytes of {self._what}, {self.size} arrived.")
+
+
+def _validator_part(place: Path) -> Path:
+    """Return where it is noted which version of a file its part is of."""
+    return _part(place.with_name(f"{place.name}.validator"))
 
 
 def _sidecar(place: Path) -> Path:
@@ -414,16 +633,22 @@ def verify(
     """
     members = 0
     with _reading(path):
-        for _, stream in _walk(path, archive_format, max_unpacked_bytes):
+        for _, stream in _walk(path, archive_format, _Budget(path, max_unpacked_bytes)):
             members += 1
-            while stream is not None and stream.read(_CHUNK_BYTES):
-                pass
+            _read_out(stream)
     if not members:
         raise ArchiveError(f"{path.name} holds nothing.")
 
 
+def _read_out(stream: IO[bytes] | None) -> None:
+    while stream is not None and stream.read(_CHUNK_BYTES):
+        pass
+
+
 def extract(path: Path, folder: Path, *, max_unpacked_bytes: int = MAX_UNPACKED_BYTES) -> None:
     """Unpack an archive into a folder of its own, whole or not at all; a folder that is there is replaced.
+
+    Archives within it stay files, but are held to the same rules, and count towards the same limit.
 
     Args:
         path: The archive; its name tells its format.
@@ -433,25 +658,27 @@ def extract(path: Path, folder: Path, *, max_unpacked_bytes: int = MAX_UNPACKED_
     Raises:
         ArchiveError: It is incomplete or damaged.
         UnsafeArchiveError: It holds an absolute path, `..`, a link that leaves the folder, a device,
-            two things of one name, or too much.
-        OutputError: The folder cannot be written, or something else has its name.
+            two things of one name, archives within archives within it, or too much.
+        OutputError: The folder cannot be written, something else has its name, or another process is
+            writing it.
     """
-    archive_format = _format_of(path)
-    with (
-        _writing(folder.parent),
-        tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.name}.", suffix=".part", ignore_cleanup_errors=True
-        ) as scratch,
-    ):
+    archive_format = _format_of(path.name)
+    if archive_format is None:
+        raise ArchiveError(f"{path.name} is none of {', '.join(ARCHIVE_FORMATS)}.")
+    scratch = _part(folder)
+    with exclusive(folder), _writing(folder.parent):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
             raise OutputError(f"{folder} is there already, and is not a folder; move it away.")
-        work = Path(scratch, "new")
-        work.mkdir()
-        with _reading(path):
-            _unpack(path, archive_format, work, max_unpacked_bytes)
-        if folder.exists():
-            folder.replace(Path(scratch, "old"))
-        work.replace(folder)
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            work = scratch / "new"
+            work.mkdir(parents=True)
+            _unpack(path, archive_format, work, _Budget(path, max_unpacked_bytes))
+            if folder.exists():
+                folder.replace(scratch / "old")
+            work.replace(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -467,50 +694,89 @@ def _reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _format_of(path: Path) -> ArchiveFormat:
-    for archive_format in ARCHIVE_FORMATS:
-        if path.name.endswith(f".{archive_format}"):
-            return archive_format
-    raise ArchiveError(f"{path.name} is none of {', '.join(ARCHIVE_FORMATS)}.")
+def _format_of(name: str) -> ArchiveFormat | None:
+    return next((form for suffix, form in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _unpack(path: Path, archive_format: ArchiveFormat, root: Path, limit: int) -> None:
-    # Links come last, when nothing can be written through them any more.
-    links: list[tuple[PurePosixPath, _Member]] = []
-    files: set[PurePosixPath] = set()
-    names: set[PurePosixPath] = set()
-    folders = {PurePosixPath()}
-    for member, stream in _walk(path, archive_format, limit):
-        place = _safe_place(path, member)
-        above = place.parents if member.kind != "directory" else (place, *place.parents)
-        if not names.isdisjoint(above) or (member.kind != "directory" and place in names | folders):
+def _unpack(path: Path, archive_format: ArchiveFormat, root: Path, budget: _Budget) -> None:
+    contents = _Contents(path)
+    with _reading(path):
+        for member, stream in _walk(path, archive_format, budget):
+            place = root / contents.add(member)
+            (place if member.kind == "directory" else place.parent).mkdir(parents=True, exist_ok=True)
+            if stream is not None:
+                with place.open("xb") as copy:
+                    shutil.copyfileobj(stream, copy, _CHUNK_BYTES)
+        # Links come last, when nothing can be written through them any more.
+        for name, target in contents.links():
+            # A second name for the same bytes needs no link, and nothing can be redirected through it.
+            os.link(root / target, root / name)
+    for name in contents.members:
+        if inner_format := _format_of(name.name):
+            _inspect(root / name, inner_format, budget)
+
+
+def _inspect(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> None:
+    """Hold an archive within an archive to the rules of unpacking, and leave it packed."""
+    contents = _Contents(path)
+    with _reading(path):
+        for member, stream in _walk(path, archive_format, budget):
+            if _format_of(contents.add(member).name) and member.kind != "directory":
+                raise UnsafeArchiveError(
+                    f"{path.name} lies in an archive and holds another, {member.name!r}."
+                )
+            _read_out(stream)
+    contents.links()
+
+
+class _Contents:
+    """What an archive has held so far; refuses what must not be unpacked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._folders = {PurePosixPath()}
+        self.members: dict[PurePosixPath, _Member] = {}
+
+    def add(self, member: _Member) -> PurePosixPath:
+        """Return where a member goes below the folder.
+
+        Raises:
+            UnsafeArchiveError: It must not be unpacked.
+        """
+        place = _safe_place(self._path, member)
+        is_folder = member.kind == "directory"
+        above = (place, *place.parents) if is_folder else place.parents
+        again = not is_folder and (place in self.members or place in self._folders)
+        if again or not self.members.keys().isdisjoint(above):
             raise UnsafeArchiveError(
-                f"{path.name} holds {member.name!r} twice, or once as a file and a folder."
+                f"{self._path.name} holds {member.name!r} twice, or once as a file and a folder."
             )
-        folders.update(above)
-        (root / above[0]).mkdir(parents=True, exist_ok=True)
-        if member.kind == "directory":
-            continue
-        names.add(place)
-        if stream is None:
-            links.append((place, member))
-            continue
-        files.add(place)
-        with (root / place).open("xb") as copy:
-            shutil.copyfileobj(stream, copy, _CHUNK_BYTES)
-    for place, member in links:
-        base = PurePosixPath() if member.kind == "hardlink" else place.parent
-        target = PurePosixPath(os.path.normpath(base / member.target))
-        if target not in files:
-            raise UnsafeArchiveError(
-                f"{path.name} holds a link {member.name!r} to {member.target!r}, not to a file in it."
-            )
-        # A second name for the same bytes needs no link, and nothing can be redirected through it.
-        os.link(root / target, root / place)
+        self._folders.update(above)
+        if not is_folder:
+            self.members[place] = member
+        return place
+
+    def links(self) -> list[tuple[PurePosixPath, PurePosixPath]]:
+        """Return each link with the file that it leads to.
+
+        Raises:
+            UnsafeArchiveError: One leads to something else.
+        """
+        links = []
+        for place, member in self.members.items():
+            if member.kind == "file":
+                continue
+            base = PurePosixPath() if member.kind == "hardlink" else place.parent
+            target = PurePosixPath(os.path.normpath(base / member.target))
+            if target not in self.members or self.members[target].kind != "file":
+                raise UnsafeArchiveError(
+                    f"{self._path.name} holds a link {member.name!r} to {member.target!r}, not to a file in it."
+                )
+            links.append((place, target))
+        return links
 
 
 def _safe_place(path: Path, member: _Member) -> PurePosixPath:
-    """Return where a member goes below the folder."""
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts or any(ord(letter) < ord(" ") for letter in member.name):
         raise UnsafeArchiveError(f"{path.name} holds {member.name!r}, which leads out of its folder.")
@@ -530,50 +796,55 @@ class _Member(NamedTuple):
     target: str = ""
 
 
-class _Meter:
-    """Counts what an archive unpacks to, for as long as it is allowed."""
+class _Budget:
+    """What a bundle may unpack to, with all archives within it."""
 
-    def __init__(self, limit: int, refusal: str) -> None:
-        self._left = limit
-        self._refusal = refusal
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._name = path.name
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._members = 0
 
     def over(self, source: IO[bytes]) -> IO[bytes]:
         return cast(IO[bytes], _Metered(source, self))
 
-    def count(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise UnsafeArchiveError(self._refusal)
+    def count_bytes(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self._max_bytes:
+            raise UnsafeArchiveError(f"{self._name} unpacks to more than {self._max_bytes} bytes.")
+
+    def count_member(self) -> None:
+        self._members += 1
+        if self._members > _MAX_MEMBERS:
+            raise UnsafeArchiveError(f"{self._name} holds more than {_MAX_MEMBERS} files.")
 
 
 class _Metered(io.RawIOBase):
-    def __init__(self, source: IO[bytes], meter: _Meter) -> None:
+    def __init__(self, source: IO[bytes], budget: _Budget) -> None:
         self._source = source
-        self._meter = meter
+        self._budget = budget
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
         data = self._source.read(size)
-        self._meter.count(len(data))
+        self._budget.count_bytes(len(data))
         return data
 
 
 _Entries = Iterator[tuple[_Member, IO[bytes] | None]]
 
 
-def _walk(path: Path, archive_format: ArchiveFormat, limit: int) -> _Entries:
+def _walk(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
     """Give each member with its open contents, in order, and read the archive to its end."""
-    meter = _Meter(limit, f"{path.name} unpacks to more than {limit} bytes.")
-    entries = _walk_zip(path, meter) if archive_format == "zip" else _walk_tar(path, archive_format, meter)
-    for count, entry in enumerate(entries):
-        if count >= _MAX_MEMBERS:
-            raise UnsafeArchiveError(f"{path.name} holds more than {_MAX_MEMBERS} files.")
+    entries = _walk_zip(path, budget) if archive_format == "zip" else _walk_tar(path, archive_format, budget)
+    for entry in entries:
+        budget.count_member()
         yield entry
 
 
-def _walk_zip(path: Path, meter: _Meter) -> _Entries:
+def _walk_zip(path: Path, budget: _Budget) -> _Entries:
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.is_dir():
@@ -584,13 +855,13 @@ def _walk_zip(path: Path, meter: _Meter) -> _Entries:
                     target = stream.read(_MAX_LINK_BYTES).decode("utf-8", "replace")
                     yield _Member(info.filename, "symlink", target), None
                 else:
-                    yield _Member(info.filename, "file"), meter.over(stream)
+                    yield _Member(info.filename, "file"), budget.over(stream)
 
 
-def _walk_tar(path: Path, archive_format: ArchiveFormat, meter: _Meter) -> _Entries:
+def _walk_tar(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
     with path.open("rb") as raw:
         # tarfile's own gzip stream does not compare the checksum at the end; gzip's does.
-        source = meter.over(raw if archive_format == "tar" else cast(IO[bytes], gzip.GzipFile(fileobj=raw)))
+        source = budget.over(raw if archive_format == "tar" else cast(IO[bytes], gzip.GzipFile(fileobj=raw)))
         with tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictTarInfo) as archive:
             while (info := archive.next()) is not None:
                 kind = _kind(info)

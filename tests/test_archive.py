@@ -8,14 +8,18 @@ import fcntl
 import gzip
 import hashlib
 import io
+import itertools
 import os
+import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,10 +28,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_xrt import archive
-from prefect_xrt.archive import ProductFile, download, extract, refuse_foreign_files, verify, write_text
+from prefect_xrt.archive import (
+    ProductFile,
+    download,
+    download_all,
+    exclusive,
+    extract,
+    folder_name,
+    refuse_foreign_files,
+    verify,
+    write_text,
+)
 from prefect_xrt.client import XRTClient
 from prefect_xrt.emulator import Emulator, Fault, Scenario, Timeline
 from prefect_xrt.errors import (
+    AnswerError,
     ArchiveError,
     OutputError,
     ProductMissingError,
@@ -36,7 +51,7 @@ from prefect_xrt.errors import (
     XRTError,
 )
 from prefect_xrt.protocol import ArchiveFormat, Job
-from prefect_xrt.request import Image, Product, ProductRequest
+from prefect_xrt.request import Image, Product, ProductRequest, Spectrum
 
 FORMATS: tuple[ArchiveFormat, ...] = archive.ARCHIVE_FORMATS
 TARS: tuple[ArchiveFormat, ...] = ("tar", "tar.gz")
@@ -378,8 +393,247 @@ class TestExtract:
         with pytest.raises(ArchiveError, match="none of"):
             extract(inner / "a.rar", inner / "out")
 
+    def test_leftover(self, inner: Path) -> None:
+        """What an extraction that was killed left behind is cleared away."""
+        (inner / ".out.part/new/d").mkdir(parents=True)
+        (inner / ".out.part/new/d/half").write_bytes(b"ha")
+        (inner / ".out.lock").touch()
+        extract(put(inner, tar(("a", b"x")), "tar"), inner / "out")
+        assert tree(inner) == {"a.tar": (inner / "a.tar").read_bytes(), "out": None, "out/a": b"x"}
+
+    def test_another_process(self, inner: Path) -> None:
+        """A folder that is being unpacked into is left to whom it is."""
+        path = put(inner, tar(("a", b"x")), "tar")
+        with exclusive(inner / "out"), pytest.raises(OutputError, match=r"Another process is using .*/out;"):
+            extract(path, inner / "out")
+        assert os.listdir(inner) == ["a.tar"]
+
+
+INNER = {"x.tar": "tar", "x.tar.gz": "tar.gz", "x.tgz": "tar.gz", "X.TAR.GZ": "tar.gz", "x.zip": "zip"}
+
+
+@pytest.mark.parametrize("form", FORMATS)
+class TestNested:
+    @pytest.mark.parametrize(("name", "inner_form"), INNER.items())
+    def test_good(self, name: str, inner_form: ArchiveFormat, form: ArchiveFormat, inner: Path) -> None:
+        """An archive within an archive stays a file, byte by byte."""
+        content = packed(inner_form, ("d/a", b"a" * 3000), ("b", b""))
+        extract(put(inner, packed(form, (f"d/{name}", content)), form), inner / "out")
+        assert tree(inner / "out") == {"d": None, f"d/{name}": content}
+
+    @pytest.mark.parametrize("name", HOSTILE_TARS)
+    def test_hostile_tar(self, name: str, form: ArchiveFormat, inner: Path) -> None:
+        """What must not be unpacked is refused within an archive too, and leaves no trace."""
+        content = tar(*HOSTILE_TARS[name], form="tar.gz")
+        path = put(inner, packed(form, ("good", b"x"), ("d/x.tar.gz", content)), form)
+        with pytest.raises(UnsafeArchiveError, match=r"x\.tar\.gz"):
+            extract(path, inner / "out")
+        assert (os.listdir(inner), os.listdir(inner.parent)) == ([path.name], ["inner"])
+
+    @pytest.mark.parametrize("name", HOSTILE_ZIPS)
+    def test_hostile_zip(self, name: str, form: ArchiveFormat, inner: Path) -> None:
+        """The same for zip files."""
+        path = put(inner, packed(form, ("x.zip", zipped(*HOSTILE_ZIPS[name]))), form)
+        with pytest.raises(UnsafeArchiveError, match=r"x\.zip"):
+            extract(path, inner / "out")
+        assert (os.listdir(inner), os.listdir(inner.parent)) == ([path.name], ["inner"])
+
+    @pytest.mark.parametrize(("name", "inner_form"), INNER.items())
+    def test_damaged(self, name: str, inner_form: ArchiveFormat, form: ArchiveFormat, inner: Path) -> None:
+        """One that is cut off is refused by its name, and so is what is no archive but has the name of one."""
+        for content in (packed(inner_form, ("a", os.urandom(2000)))[:1500], b"", b"<html>" * 500):
+            path = put(inner, packed(form, (name, content)), form)
+            with pytest.raises(ArchiveError, match=f"{name} is incomplete or damaged"):
+                extract(path, inner / "out")
+            assert os.listdir(inner) == [path.name]
+
+    @pytest.mark.parametrize("name", INNER)
+    def test_deeper(self, name: str, form: ArchiveFormat, inner: Path) -> None:
+        """An archive within an archive within an archive is refused."""
+        content = packed("tar.gz", (f"d/{name}", b"whatever"))
+        with pytest.raises(UnsafeArchiveError, match="and holds another"):
+            extract(put(inner, packed(form, ("x.tar.gz", content)), form), inner / "out")
+
+    @pytest.mark.parametrize("inner_form", FORMATS)
+    def test_bomb(self, inner_form: ArchiveFormat, form: ArchiveFormat, inner: Path) -> None:
+        """All archives within an archive unpack to the one limit together, and it is told as the bundle's."""
+        content = packed(inner_form, ("a", bytes(10**6)))
+        path = put(inner, packed(form, (f"1.{inner_form}", content), (f"2.{inner_form}", content)), form)
+        with pytest.raises(UnsafeArchiveError, match=rf"a\.{form} unpacks to more than"):
+            extract(path, inner / "out", max_unpacked_bytes=2 * len(content) + 1_900_000)
+        extract(path, inner / "out", max_unpacked_bytes=2 * len(content) + 2_100_000)
+
+    def test_many_members(self, form: ArchiveFormat, inner: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All archives within an archive hold the one number of files together."""
+        monkeypatch.setattr(archive, "_MAX_MEMBERS", 10)
+        content = packed("zip", *((str(n), b"") for n in range(5)))
+        path = put(inner, packed(form, ("1.zip", content), ("2.zip", content)), form)
+        with pytest.raises(UnsafeArchiveError, match="more than 10 files"):
+            extract(path, inner / "out")
+
+
+class TestNestedLink:
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+    def test_link(self, kind: bytes, inner: Path) -> None:
+        """What becomes an archive only by a link's name is looked into as well."""
+        content = tar(*HOSTILE_TARS["parent"])
+        path = put(inner, tar(("a", content), (member("x.tar", kind, linkname="a"), b"")), "tar")
+        with pytest.raises(UnsafeArchiveError, match=r"x\.tar holds '\.\./evil'"):
+            extract(path, inner / "out")
+
+
+class TestFolderName:
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("m31", "m31"),
+            ("sn2024ggi+host-v1.0_a", "sn2024ggi+host-v1.0_a"),
+            ("M31", "M31_********"),
+            ("GRB 200416A", "GRB_200416A_********"),
+            ("Holmberg II [X-1]", "Holmberg_II_X-1_********"),
+            ("../../etc", "etc_********"),
+            ("-rf", "rf_********"),
+            (".hidden", "hidden_********"),
+            ("η Car", "Car_********"),
+            ("São Tomé", "Sao_Tome_********"),
+            ("a__b", "a_b_********"),
+            ("m31\n", "m31_********"),
+            ("\N{COLLISION SYMBOL}", "unnamed_********"),
+            ("", "unnamed_********"),
+            ("..", "unnamed_********"),
+            ("\udcff", "unnamed_********"),
+            ("CON", "CON_********"),
+            ("nul", "nul_********"),
+            ("com1.fits", "com1_fits_********"),
+            ("concorde", "concorde"),
+            ("m31_0123abcd", "m31_0123abcd_********"),
+            ("x" * 80, "x" * 80),
+            ("x" * 300, "x" * 71 + "_********"),
+            ("x" * 70 + " " * 200 + "y", "x" * 70 + "_********"),
+        ],
+    )
+    def test_readable(self, name: str, expected: str) -> None:
+        """A name stays readable, and tells by a part of its checksum that it was changed."""
+        made = folder_name(name)
+        assert re.fullmatch(re.escape(expected).replace(r"\*" * 8, "[0-9a-f]{8}"), made)
+        assert folder_name(made) != made or made == name
+
+    def test_given_out_before(self) -> None:
+        """A name that looks like one that was made for another does not become it."""
+        assert folder_name(folder_name("GRB 200416A").lower()) != folder_name("GRB 200416A").lower()
+
+    @given(st.lists(st.text() | st.text("aAé_. /C", max_size=3), min_size=2, unique=True))
+    def test_distinct(self, names: list[str]) -> None:
+        """Different names differ even where capitals do not count, and each is one name on any system."""
+        made = [folder_name(name) for name in names]
+        assert len({name.lower() for name in made}) == len(names)
+        for name in made:
+            assert re.fullmatch(r"[A-Za-z0-9+][A-Za-z0-9+._-]{0,79}", name)
+            assert name[-1] not in "._-"
+            assert name.split(".")[0].upper() not in {"CON", "PRN", "AUX", "NUL", "COM1", "LPT9"}
+
+
+class TestExclusive:
+    def test_one_at_a_time(self, tmp_path: Path) -> None:
+        """A name is one holder's, within this process too, until it ends, well or badly; nothing is left."""
+        place = tmp_path / "job.json"
+        with exclusive(place), exclusive(tmp_path / "other.json"):
+            with pytest.raises(OutputError, match=f"Another process is using {place}; .* its own folder"):
+                exclusive(place).__enter__()
+            assert sorted(os.listdir(tmp_path)) == [".job.json.lock", ".other.json.lock"]
+        with pytest.raises(ZeroDivisionError), exclusive(place):
+            _ = 1 / 0
+        assert os.listdir(tmp_path) == []
+
+    def test_no_folder(self, tmp_path: Path) -> None:
+        """A folder that is not there is told by name."""
+        with pytest.raises(OutputError, match="cannot be written"), exclusive(tmp_path / "none" / "job.json"):
+            pytest.fail("It cannot be held.")
+
+    def test_killed(self, tmp_path: Path) -> None:
+        """What is held by a process is free as soon as it is killed."""
+        place = tmp_path / "job.json"
+        with holding(place) as other:
+            with pytest.raises(OutputError, match="Another process"), exclusive(place):
+                pytest.fail("It is held.")
+            other.kill()
+            other.wait()
+        assert os.listdir(tmp_path) == [".job.json.lock"]
+        with exclusive(place):
+            pass
+        assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("again", [False, True])
+    @pytest.mark.parametrize("times", [1, -1])
+    def test_removed_meanwhile(
+        self, times: int, again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A lock that its holder removed between our opening and locking it keeps nothing: it is made anew."""
+        place, path = tmp_path / "job.json", tmp_path / ".job.json.lock"
+        lock = fcntl.flock
+        calls = itertools.count()
+
+        def late(stream: Any, operation: int) -> None:
+            if times < 0 or next(calls) < times:
+                path.unlink()
+                if again:
+                    path.touch()
+            lock(stream, operation)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        if times < 0:
+            with pytest.raises(OutputError, match="Another process"), exclusive(place):
+                pytest.fail("It is never held.")
+        else:
+            with exclusive(place), pytest.raises(OutputError, match="Another process"), exclusive(place):
+                pytest.fail("It is held.")
+
+
+@contextlib.contextmanager
+def holding(place: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that keeps a name until it is killed."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom prefect_xrt.archive import exclusive\n"
+        f"with exclusive(Path({str(place)!r})):\n    print('held', flush=True)\n    sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        yield other
+        other.kill()
+
 
 class TestWriteText:
+    def test_many_writers(self, tmp_path: Path) -> None:
+        """Of many who write a file at once one's text stays, whole; nothing else is left."""
+        place = tmp_path / "job.json"
+        texts = [str(digit) * 300_000 for digit in range(8)]
+        with ThreadPoolExecutor(len(texts)) as pool:
+            for _done in pool.map(lambda text: write_text(place, text), texts * 5):
+                assert place.read_text() in texts
+        assert place.read_text() in texts
+        assert os.listdir(tmp_path) == ["job.json"]
+
+    def test_leftover(self, tmp_path: Path) -> None:
+        """The longer half of a text that a killed process left behind is not in the new one."""
+        (tmp_path / ".job.json.part").write_text("half" * 1000)
+        write_text(tmp_path / "job.json", "whole")
+        assert tree(tmp_path) == {"job.json": b"whole"}
+
+    def test_folder_that_cannot(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A file system that does not secure folders does not keep a file from being written."""
+        secure = os.fsync
+
+        def picky(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "Invalid argument")
+            secure(descriptor)
+
+        monkeypatch.setattr(os, "fsync", picky)
+        write_text(tmp_path / "job.json", "text")
+        assert tree(tmp_path) == {"job.json": b"text"}
+
     def test_whole_or_not(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A file that cannot be written to its end leaves the one that was there."""
         place = tmp_path / "job.json"
@@ -418,6 +672,24 @@ class World:
     def ranges(self) -> list[str | None]:
         """Return what part was asked for in each request for a file."""
         return [call.headers.get("Range") for call in self.service.calls("file")]
+
+    def script(self, *lines: str) -> str:
+        """Return a program that has `fetch`, which fetches the image; then come its own lines."""
+        return "\n".join(
+            (
+                "import itertools, os, resource, shutil, signal, sys",
+                "from pathlib import Path",
+                "from prefect_xrt import archive, client, errors",
+                "from prefect_xrt.protocol import Job",
+                "from prefect_xrt.request import Product",
+                f"job = Job.model_validate_json({self.job.model_dump_json()!r})",
+                f"place = Path({str(self.place)!r})",
+                "def fetch(form='tar.gz', **options):",
+                f"    service = client.XRTClient({self.service.user_id!r}, {self.service.url!r})",
+                "    return archive.download(service, job, Product.IMAGE, place, form, **options)",
+                *lines,
+            )
+        )
 
 
 @pytest.fixture
@@ -470,6 +742,15 @@ class TestDownload:
         file = world.download(form, unpack=True)
         assert file.extracted_to == world.place / "image"
         assert (world.place / f"image/USERPROD_{world.job.id}/image/success.txt").is_file()
+
+    @pytest.mark.parametrize("form", FORMATS)
+    def test_unpacked_spectra(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
+        """A bundle that holds archives is unpacked; they stay as they are."""
+        world = worlds()
+        job = world.client.submit(REQUEST.model_copy(update={"image": None, "spectrum": Spectrum()}))
+        download(world.client, job, Product.SPECTRUM, world.place, form, unpack=True)
+        spectra = [path for path in (world.place / "spec").rglob("*.tar.gz") if tarfile.is_tarfile(path)]
+        assert [path.name for path in spectra] == ["interval0.tar.gz"]
 
     def test_kept(self, worlds: Callable[..., World]) -> None:
         """This job's file that is there is verified and kept; nothing is fetched, but what is missing is unpacked."""
@@ -575,19 +856,108 @@ class TestTrouble:
         assert (file.path.read_bytes(), len(world.naps)) == (world.original(form), 3)
 
     @pytest.mark.parametrize(
-        ("kind", "error"),
+        ("kind", "error", "attempts"),
         [
-            ("corrupt-file", ArchiveError),
-            ("truncated-file", ServiceUnreachableError),
-            ("http-503", ServiceUnreachableError),
+            ("corrupt-file", ArchiveError, 5),
+            ("truncated-file", ServiceUnreachableError, 7),
+            ("http-503", ServiceUnreachableError, 7),
+            ("html-200", AnswerError, 7),
         ],
     )
-    def test_lasting(self, kind: str, error: type[XRTError], worlds: Callable[..., World]) -> None:
-        """Trouble that lasts is told after five attempts, and nothing is left."""
+    def test_lasting(
+        self, kind: str, error: type[XRTError], attempts: int, worlds: Callable[..., World]
+    ) -> None:
+        """Trouble that lasts is told after as many attempts as allowed, damage after five; nothing is left."""
         world = worlds(Fault("file", kind, times=-1), allow_range=False)
         with pytest.raises(error):
-            world.download()
-        assert (os.listdir(world.place), len(world.service.calls("file"))) == ([], 5)
+            world.download(max_failed_attempts=7)
+        assert (os.listdir(world.place), len(world.service.calls("file"))) == ([], attempts)
+
+    def test_an_hour(self, worlds: Callable[..., World]) -> None:
+        """A service that fails for more than an hour costs waits that soon grow no more, not the file."""
+        world = worlds(Fault("file", "http-503", times=60), Fault("file", "html-200", times=29))
+        assert world.download().path.read_bytes() == world.original()
+        assert world.naps == [2, 4, 8, 16, 32, *[60] * 84]
+
+    def test_restarted_service(self, worlds: Callable[..., World]) -> None:
+        """A service that is away altogether, and comes back, costs attempts, not the file."""
+        world = worlds()
+        gone = world.service
+        gone.stop()
+
+        def back(seconds: float) -> None:
+            world.naps.append(seconds)
+            if len(world.naps) == 4:
+                service = Emulator(gone.scenario, port=int(gone.origin.rpartition(":")[2]), clock=lambda: 0.0)
+                stack.enter_context(service)
+                assert world.client.submit(REQUEST).url == world.job.url
+
+        with contextlib.ExitStack() as stack:
+            assert world.download(sleep=back).path.read_bytes() == world.original()
+        assert world.naps == [2, 4, 8, 16]
+
+    def test_progress(self, worlds: Callable[..., World]) -> None:
+        """Whatever is new starts the count of attempts again."""
+        busy = Fault("file", "http-503")
+        world = worlds(
+            busy,
+            Fault("file", "truncated-file", at_bytes=700),
+            busy,
+            Fault("file", "truncated-file", at_bytes=1),
+            busy,
+        )
+        assert world.download(max_failed_attempts=3).path.read_bytes() == world.original()
+        assert world.naps == [2, 2, 4, 2, 4]
+
+    def test_no_progress(self, worlds: Callable[..., World]) -> None:
+        """What was received before, and has to come again, is nothing new."""
+        cuts = [Fault("file", "truncated-file", at_bytes=size) for size in (700, 50, 700, 50, 700)]
+        world = worlds(*cuts, allow_range=False)
+        with pytest.raises(ServiceUnreachableError):
+            world.download(max_failed_attempts=4)
+        assert world.naps == [2, 4, 8]
+
+    @pytest.mark.parametrize(("local", "naps"), [(True, [2, 3, 3]), (False, [2, 4, 8])])
+    def test_ceiling(
+        self, local: bool, naps: list[float], worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A service on this machine may be asked faster; another one may not."""
+        world = worlds(Fault("file", "http-503", times=3))
+        monkeypatch.setattr(XRTClient, "is_local", property(lambda _: local))
+        world.download(ceiling_s=3)
+        assert world.naps == naps
+
+    def test_time_limit(self, worlds: Callable[..., World]) -> None:
+        """A service that never recovers is given up in time, not after a last wait."""
+        world = worlds(Fault("file", "http-503", times=-1))
+        with pytest.raises(ServiceUnreachableError, match=r"within 100 s.*HTTP 503"):
+            world.download(timeout_s=100, clock=lambda: sum(world.naps))
+        assert (world.naps, os.listdir(world.place)) == ([2, 4, 8, 16, 32], [])
+
+    def test_endless(self, worlds: Callable[..., World]) -> None:
+        """A file that trickles in for ever is given up in time, by its name, and is not tried again."""
+        world = worlds(Fault("file", "trickle", seconds=0.00001))
+        ticks = itertools.count()
+        with pytest.raises(ServiceUnreachableError, match=rf"image\.tar\.gz of .*{world.job.id}.* 100 s"):
+            world.download(timeout_s=100, clock=lambda: next(ticks))
+        assert (len(world.service.calls("file")), world.naps, os.listdir(world.place)) == (1, [], [])
+
+    def test_options_for_all(self, worlds: Callable[..., World]) -> None:
+        """What is said of attempts and time holds for each of several products."""
+        world = worlds(Fault("file", "http-503", times=-1))
+        _, problems = download_all(
+            world.client,
+            world.job,
+            [Product.IMAGE],
+            world.place,
+            max_failed_attempts=4,
+            ceiling_s=1,
+            timeout_s=2,
+            clock=lambda: sum(world.naps),
+            sleep=world.naps.append,
+        )
+        assert "within 2 s" in problems[Product.IMAGE].message
+        assert world.naps == [1, 1]
 
     def test_trickle(self, worlds: Callable[..., World]) -> None:
         """A file that comes byte by byte comes all the same."""
@@ -647,46 +1017,93 @@ class TestTrouble:
         assert world.download().path.read_bytes() == world.original()
         assert sorted(os.listdir(world.place)) == ["image.tar.gz", "image.tar.gz.sha256"]
 
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_killed(self, damaged: bool, worlds: Callable[..., World]) -> None:
+        """A process that was killed on the way goes on where it was, and what it had is verified like the rest."""
+        world = worlds(Fault("file", "truncated-file", at_bytes=700))
+        script = world.script("fetch(sleep=lambda _: os.kill(os.getpid(), signal.SIGKILL))")
+        assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+        part = world.place / ".image.tar.gz.part"
+        assert part.read_bytes() == world.original()[:700]
+        if damaged:
+            part.write_bytes(bytes(700))
+        file = world.download()
+        assert world.ranges() == [None, None, "bytes=700-", *[None] * damaged]
+        assert file.path.read_bytes() == world.original()
+        assert file.sha256 == hashlib.sha256(world.original()).hexdigest()
+        assert sorted(os.listdir(world.place)) == ["image.tar.gz", "image.tar.gz.sha256"]
+
+    @pytest.mark.parametrize(
+        "reason", ["job", "changed", "half", "no validator", "none", "binary", "plain tar"]
+    )
+    def test_killed_with_another(self, reason: str, worlds: Callable[..., World]) -> None:
+        """What is not known to be the beginning of the same file is thrown away."""
+        world = worlds()
+        form: ArchiveFormat = "tar" if reason == "plain tar" else "tar.gz"
+        with world.client.open_file(world.job, Product.IMAGE, form) as remote:
+            note = f"# {world.job.id} {world.job.url}\n{remote.validator}\n".encode()
+        notes = {
+            "job": note.replace(b"# ", b"# 9"),
+            "changed": note.replace(b'"', b'"0', 1),
+            "half": note[:-1],
+            "no validator": note.replace(str(remote.validator).encode(), b""),
+            "binary": b"\xff\n\n",
+            "plain tar": note,
+        }
+        world.place.mkdir()
+        (world.place / f".image.{form}.part").write_bytes(world.original(form)[:700])
+        if reason in notes:
+            (world.place / f".image.{form}.validator.part").write_bytes(notes[reason])
+        asked = len(world.ranges())
+        assert world.download(form).path.read_bytes() == world.original(form)
+        assert world.ranges()[asked] == ("bytes=700-" if reason == "changed" else None)
+        assert sorted(os.listdir(world.place)) == [f"image.{form}", f"image.{form}.sha256"]
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_killed_anywhere(self, overwrite: bool, worlds: Callable[..., World]) -> None:
+        """Whenever a process is killed, the next one makes everything good, and nothing hidden is left."""
+        world = worlds()
+        script = world.script(
+            "acts = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'shutil.rmtree'}",
+            "def fetch_until(last):",
+            "    count = itertools.count(1)",
+            "    def hook(act, given):",
+            "        if act in acts and str(given[0]).startswith(str(place)) and next(count) == last:",
+            "            os.kill(os.getpid(), signal.SIGKILL)",
+            "    sys.addaudithook(hook)",
+            f"    fetch(unpack=True, overwrite={overwrite})",
+            "for last in itertools.count(1):",
+            "    child = os.fork()",
+            "    if not child:",
+            "        fetch_until(last)",
+            "        os._exit(0)",
+            "    ended = os.waitpid(child, 0)[1] == 0",
+            "    fetch(unpack=True)",
+            "    print(ended, *sorted(os.listdir(place)))",
+            f"    {'pass' if overwrite else 'shutil.rmtree(place)'}",
+            "    if ended:",
+            "        break",
+        )
+        if overwrite:
+            world.download(unpack=True)
+        done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+        *killed, ended = done.stdout.splitlines()
+        assert len(killed) > 20
+        assert set(killed) == {"False image image.tar.gz image.tar.gz.sha256"}
+        assert ended == "True image image.tar.gz image.tar.gz.sha256"
+
     def test_another_process(self, worlds: Callable[..., World]) -> None:
-        """A file that another process is writing is left to it, byte by byte."""
+        """A file that another process is writing is left to it, with all that it has so far."""
         world = worlds()
         world.place.mkdir()
         part = world.place / ".image.tar.gz.part"
-        script = (
-            "import fcntl, sys\n"
-            f"stream = open({str(part)!r}, 'wb')\n"
-            "stream.write(b'half')\nstream.flush()\n"
-            "fcntl.flock(stream, fcntl.LOCK_EX)\n"
-            "print('locked', flush=True)\nsys.stdin.read()\n"
-        )
-        with subprocess.Popen(
-            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        ) as other:
-            assert other.stdout is not None
-            assert other.stdout.readline() == b"locked\n"
-            with pytest.raises(OutputError, match="Another process is writing"):
+        part.write_bytes(b"half")
+        with holding(world.place / "image.tar.gz"):
+            with pytest.raises(OutputError, match="Another process is using"):
                 world.download()
-            assert tree(world.place) == {part.name: b"half"}
-            assert other.stdin is not None
-            other.stdin.close()
+            assert tree(world.place) == {part.name: b"half", ".image.tar.gz.lock": b""}
         assert world.download().kept is False
-
-    def test_renamed_under_the_lock(
-        self, worlds: Callable[..., World], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """A file that another process finished between opening and locking is not written over."""
-        world = worlds()
-        lock = fcntl.flock
-
-        def late(stream: Any, operation: int) -> None:
-            (world.place / ".image.tar.gz.part").replace(world.place / "image.tar.gz")
-            (world.place / "image.tar.gz").write_bytes(b"theirs")
-            lock(stream, operation)
-
-        monkeypatch.setattr(fcntl, "flock", late)
-        with pytest.raises(OutputError, match="Another process"):
-            world.download()
-        assert tree(world.place) == {"image.tar.gz": b"theirs"}
+        assert sorted(os.listdir(world.place)) == ["image.tar.gz", "image.tar.gz.sha256"]
 
     @pytest.mark.parametrize("where", ["place", "above"])
     def test_unwritable(self, where: str, worlds: Callable[..., World]) -> None:
@@ -739,20 +1156,13 @@ class TestTrouble:
     def test_file_size_limit(self, worlds: Callable[..., World]) -> None:
         """A real refusal of the system in the middle of a file is told by name, and leaves nothing behind."""
         world = worlds(file_padding_bytes=2 * 10**6)
-        script = (
-            "import resource, signal, sys\n"
-            "from pathlib import Path\n"
-            "from prefect_xrt import archive, client, errors\n"
-            "from prefect_xrt.protocol import Job\n"
-            "from prefect_xrt.request import Product\n"
-            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))\n"
-            f"job = Job.model_validate_json({world.job.model_dump_json()!r})\n"
-            f"service = client.XRTClient({world.service.user_id!r}, {world.service.url!r})\n"
-            "try:\n"
-            f"    archive.download(service, job, Product.IMAGE, Path({str(world.place)!r}))\n"
-            "except errors.OutputError as error:\n"
-            "    print(error)\n"
+        script = world.script(
+            "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))",
+            "try:",
+            "    fetch()",
+            "except errors.OutputError as error:",
+            "    print(error)",
         )
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
         assert "cannot be written: File too large" in done.stdout
@@ -764,18 +1174,13 @@ class TestMemory:
     def test_large_file(self, form: ArchiveFormat, worlds: Callable[..., World]) -> None:
         """A bundle of 300 MB is fetched, verified and unpacked in much less memory than it has bytes."""
         world = worlds(file_padding_bytes=300 * 10**6)
-        script = (
-            "import resource\n"
-            "from pathlib import Path\n"
-            "from prefect_xrt import archive, client\n"
-            "from prefect_xrt.protocol import Job\n"
-            "from prefect_xrt.request import Product\n"
-            f"job = Job.model_validate_json({world.job.model_dump_json()!r})\n"
-            f"service = client.XRTClient({world.service.user_id!r}, {world.service.url!r})\n"
-            "service.count_active_jobs()\n"
-            "idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-            f"file = archive.download(service, job, Product.IMAGE, Path({str(world.place)!r}), {form!r}, unpack=True)\n"
-            "print(file.size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle)\n"
+        script = world.script(
+            "def used():",
+            "    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+            f"client.XRTClient({world.service.user_id!r}, {world.service.url!r}).count_active_jobs()",
+            "idle = used()",
+            f"file = fetch({form!r}, unpack=True)",
+            "print(file.size, used() - idle)",
         )
         done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
         shutil.rmtree(world.place)
