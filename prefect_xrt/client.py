@@ -7,17 +7,24 @@ client decides neither how often to look at a job (see `sensor`) nor what a stat
 
 from __future__ import annotations
 
+import http.client
+import io
 import ipaddress
 import os
 import re
+import socket
 import ssl
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Self, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
@@ -46,15 +53,37 @@ from prefect_xrt.parameters import encode
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, JobSummary, Outcome
 from prefect_xrt.request import Product, ProductRequest
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 __all__ = ["RemoteFile", "XRTClient", "settings_from_environment"]
 
 USER_AGENT = f"prefect-xrt/{__version__} python-requests/{requests.__version__}"
 
 _MAX_ANSWER_BYTES = 64 * 2**20
 _CHUNK_BYTES = 2**18
+_MAX_ENCODINGS = 2
+_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 _MAX_REDIRECTS = 3
 _PATIENCE_S = 120.0
 _T = TypeVar("_T")
+
+
+@dataclass
+class _Exchange:
+    """What is known of the exchange under way.
+
+    Attributes:
+        deadline: When it is given up, on the monotonic clock.
+        begun: Whether the service may have received any of the request.
+    """
+
+    deadline: float
+    begun: bool = False
+
+
+_exchange: ContextVar[_Exchange | None] = ContextVar("_exchange", default=None)
+"""Tells a connection, deep in the transport, which exchange it is used for."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +112,17 @@ class XRTClient:
         base_url: Where the service is.
         connect_timeout_s: How long to wait for a connection, in seconds.
         read_timeout_s: How long to wait for the next bytes of an answer, in seconds.
-        total_timeout_s: How long one answer to a call may take altogether, in seconds; files are
-            bounded by the caller.
+        total_timeout_s: How long one answer to a call may take altogether, in seconds, however it
+            trickles in; of files only the headers, as what follows is bounded by the caller.
         attempts: How often a read is tried before its trouble is raised.
         sleep: Waits between attempts.
 
     Raises:
-        ConfigurationError: The address or the URL cannot be right.
+        ConfigurationError: The address or the URL cannot be right, or the URL would send the address
+            unencrypted to another machine.
+
+    Certificates are always checked: against those that come with `requests`, or those that
+    `REQUESTS_CA_BUNDLE` names. Logins of a `.netrc` are not sent.
 
     Source: the service's pages RequestJob, JobStatus, CancelJob, RetrieveProducts and History.
     """
@@ -105,19 +138,25 @@ class XRTClient:
         attempts: int = 4,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        secret = user_id.get_secret_value() if isinstance(user_id, SecretStr) else user_id
-        if not secret.strip():
+        # No variable holds it bare: programs that show a traceback with its variables would show it.
+        self._user_id = SecretStr(
+            (user_id.get_secret_value() if isinstance(user_id, SecretStr) else user_id).strip()
+        )
+        if not self._user_id:
             raise ConfigurationError("The registered address is empty.")
-        self._user_id = secret.strip()
         self.base_url = base_url.strip().rstrip("/")
         self._origin = _check_base_url(self.base_url)
-        self._timeouts = (connect_timeout_s, read_timeout_s)
+        self._timeouts = (min(connect_timeout_s, total_timeout_s), read_timeout_s)
         self._total_timeout_s = total_timeout_s
         self._attempts = attempts
         self._sleep = sleep
-        self._adapter = HTTPAdapter(pool_connections=2, pool_maxsize=8, max_retries=0)
-        self._session = requests.Session()
-        self._session.headers["User-Agent"] = USER_AGENT
+        self._clock_skew_s = 0.0
+        self._adapter = _Adapter(pool_connections=2, pool_maxsize=8, max_retries=0)
+        self._session = _Session()
+        # What else could be asked for is not unpacked here.
+        self._session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "gzip"})
+        # An authentication of our own, which adds nothing, keeps a login in a .netrc from being sent.
+        self._session.auth = lambda prepared: prepared
         # A proxy from the environment has no business between us and a service on this machine.
         self._session.trust_env = not self.is_local
         for scheme in ("http://", "https://"):
@@ -139,13 +178,15 @@ class XRTClient:
     @property
     def is_local(self) -> bool:
         """Whether the service is on this machine by its address; only then may it be asked faster."""
-        host = (self._origin.hostname or "").lower()
-        if host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return _is_local(self._origin)
+
+    @property
+    def clock_skew_s(self) -> float:
+        """How far the service's clock is ahead of ours, in seconds, to about one second.
+
+        As of its last answer to a call; 0.0 before there was one, or where it told no time.
+        """
+        return self._clock_skew_s
 
     def submit(self, request: ProductRequest) -> Job:
         """Ask for products, once.
@@ -168,7 +209,7 @@ class XRTClient:
         body = encode(request)
         # A pooled connection that the server has dropped meanwhile would leave open whether the
         # request arrived; a fresh one does not.
-        self._adapter.poolmanager.clear()
+        self._adapter.close()
         try:
             return self._repeat(
                 lambda: self._submit_once(body, request),
@@ -184,7 +225,7 @@ class XRTClient:
             raise SubmitUncertainError(
                 f"The request for {request.name!r} was sent, but no clear answer came ({error.message}) "
                 "A job may exist: look for it with `prefect-xrt jobs` before asking again, and go on with it "
-                "with `prefect-xrt wait JOB_ID`.",
+                "by `prefect-xrt attach JOB_ID --out DIR`.",
                 name=request.name,
             ) from error
 
@@ -216,12 +257,15 @@ class XRTClient:
         data = self._call("status", {"JobID": job.id, "what": names, "whatProg": names}, attempts=attempts)
         return protocol.decode_status(data, job, chosen, datetime.now(UTC))
 
-    def cancel(self, job: Job, products: Iterable[Product | str] | None = None) -> CancelResult:
+    def cancel(
+        self, job: Job, products: Iterable[Product | str] | None = None, *, attempts: int | None = None
+    ) -> CancelResult:
         """Cancel products of a job; cancelling twice does no harm.
 
         Args:
             job: The job.
             products: Long names; None for all products of the job.
+            attempts: How often to try; the client's own number by default.
 
         Returns:
             Per product whether it was cancelled; that one had already finished is no error.
@@ -232,26 +276,35 @@ class XRTClient:
             AnswerError: What came back is not the service speaking.
         """
         chosen = protocol.choose_products(job, products)
-        data = self._call("cancel", {"JobID": job.id, "what": protocol.what(chosen)})
+        body: dict[str, JsonValue] = {"JobID": job.id, "what": protocol.what(chosen)}
+        data = self._call("cancel", body, attempts=attempts)
         return protocol.decode_cancel(data, job, chosen)
 
     def count_active_jobs(self) -> int:
         """Return how many of the user's jobs wait or run; the service asks for no more than about 5."""
         return protocol.decode_count(self._call("count", {}))
 
-    def list_jobs(self) -> tuple[JobSummary, ...]:
-        """Return all jobs that the user ever submitted, newest first."""
-        return protocol.decode_jobs(self._call("jobs", {}))
+    def list_jobs(self, *, attempts: int | None = None) -> tuple[JobSummary, ...]:
+        """Return all jobs that the user ever submitted, newest first.
 
-    def attach(self, job_id: int) -> Job:
+        Args:
+            attempts: How often to try; the client's own number by default.
+        """
+        return protocol.decode_jobs(self._call("jobs", {}, attempts=attempts))
+
+    def attach(self, job_id: int, *, attempts: int | None = None) -> Job:
         """Return the job that belongs to an ID, with its URL and its parameters as accepted.
+
+        Args:
+            job_id: The ID.
+            attempts: How often to try; the client's own number by default.
 
         Raises:
             JobNotFoundError: The job does not exist, or is someone else's.
             ServiceUnreachableError: The service did not answer.
             AnswerError: What came back is not the service speaking.
         """
-        data = self._call("old job", {"oldJob": job_id}, refusal=JobNotFoundError)
+        data = self._call("old job", {"oldJob": job_id}, attempts=attempts, refusal=JobNotFoundError)
         return protocol.decode_old_job(data, job_id)
 
     @contextmanager
@@ -306,21 +359,26 @@ class XRTClient:
                 size=None if length is None else offset + length,
                 start=offset,
                 validator=_validator(response),
-                chunks=_chunks(response, decode=False),
+                chunks=_chunks(response),
             )
 
     @contextmanager
     def _get(self, url: str, headers: dict[str, str]) -> Iterator[requests.Response]:
         for _ in range(_MAX_REDIRECTS + 1):
             self._require_origin(url)
-            with (
-                _translated(),
-                self._send("GET", url, headers=headers) as response,
-            ):
+            with _within(self._total_timeout_s), _translated():
+                response = self._send("GET", url, headers=headers)
+            with response:
                 if not response.is_redirect:
                     yield response
                     return
-                url = urljoin(url, response.headers["Location"])
+                location = response.headers["Location"]
+            try:
+                url = urljoin(url, location)
+            except ValueError:
+                raise ForeignURLError(
+                    "The service redirects to what is no URL; nothing was fetched."
+                ) from None
         raise AnswerError("The service redirects a file without end.")
 
     def _require_origin(self, url: str) -> None:
@@ -329,10 +387,11 @@ class XRTClient:
             same = _origin(there) == _origin(self._origin)
         except ValueError:
             raise ForeignURLError("The service points to what is no URL; nothing was fetched.") from None
-        if not same:
+        # Of a URL with a backslash, a line break or a user before its host, not everyone reads the same host.
+        if not same or "@" in there.netloc or re.search(r"[\\\x00-\x1f\x7f]", url):
             raise ForeignURLError(
                 f"The service points to {there.scheme}://{there.netloc.rpartition('@')[2]}, which is not the host "
-                "that is configured; nothing was fetched from there."
+                "that is configured, or not written plainly; nothing was fetched from there."
             )
 
     def _call(
@@ -368,59 +427,137 @@ class XRTClient:
 
     def _post(self, act: str, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
         """Send one call and return the object that came back, whatever it says."""
-        path = protocol.PATHS[act]
-        envelope = {
-            **body,
-            "UserID": self._user_id,
-            "api_name": protocol.API_NAME,
-            "api_version": protocol.API_VERSION,
-        }
         with (
+            _within(self._total_timeout_s),
             _translated(),
-            self._send("POST", f"{self.base_url}/{path}", json=envelope) as response,
+            self._send(
+                "POST",
+                f"{self.base_url}/{protocol.PATHS[act]}",
+                json={
+                    **body,
+                    "UserID": self._user_id.get_secret_value(),
+                    "api_name": protocol.API_NAME,
+                    "api_version": protocol.API_VERSION,
+                },
+            ) as response,
         ):
+            ahead_s = _seconds_until(response.headers.get("Date", ""))
             if response.status_code != requests.codes.ok:
                 raise _http_error(response)
-            media_type = response.headers.get("Content-Type", "")
-            return protocol.decode_json(self._read(response), media_type, user_id=self._user_id)
+            try:
+                data = protocol.decode_json(
+                    _read(response),
+                    response.headers.get("Content-Type", ""),
+                    user_id=self._user_id.get_secret_value(),
+                )
+            except AnswerError as error:
+                # The frames within hold the answer as it came, and it may repeat the address.
+                raise error.with_traceback(None)  # noqa: B904 - it is the same error
+            self._clock_skew_s = ahead_s or 0.0
+            return data
 
     def _send(
         self,
         method: str,
         url: str,
         *,
-        headers: dict[str, str] | None = None,
-        json: dict[str, JsonValue] | None = None,
+        headers: Mapping[str, str] | None = None,
+        json: Mapping[str, JsonValue] | None = None,
     ) -> requests.Response:
-        try:
-            return self._session.request(
-                method,
-                url,
-                headers=headers,
-                json=json,
-                timeout=self._timeouts,
-                stream=True,
-                allow_redirects=False,
-            )
-        except requests.exceptions.RequestException:
-            raise
-        except ValueError as error:
-            # Even where it is not to follow a redirection, requests looks at where it leads.
-            raise ForeignURLError("The service redirects to what is no URL; nothing was fetched.") from error
+        return self._session.request(
+            method,
+            url,
+            headers=headers,
+            json=json,
+            timeout=self._timeouts,
+            stream=True,
+            allow_redirects=False,
+        )
 
-    def _read(self, response: requests.Response) -> bytes:
-        deadline = time.monotonic() + self._total_timeout_s
-        parts, size = [], 0
-        for chunk in _chunks(response, decode=True):
-            parts.append(chunk)
-            size += len(chunk)
-            if size > _MAX_ANSWER_BYTES:
-                raise AnswerError(f"The answer is larger than {_MAX_ANSWER_BYTES // 2**20} MiB.")
-            if time.monotonic() > deadline:
-                raise ServiceUnreachableError(
-                    f"The answer trickled in for more than {self._total_timeout_s:g} s and was given up."
-                )
-        return b"".join(parts)
+
+class _Session(requests.Session):
+    """Follows no redirection: where one leads to is looked at here first."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Tell of none: even where it is not to follow it, requests reads the page that comes with one whole."""
+
+
+class _Adapter(HTTPAdapter):
+    """Makes connections whose every byte keeps to the deadline of its call."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        _watch(self.poolmanager)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> urllib3.ProxyManager:
+        known = proxy in self.proxy_manager
+        manager: urllib3.ProxyManager = super().proxy_manager_for(proxy, **kwargs)
+        if not known:
+            _watch(manager)
+        return manager
+
+
+def _watch(manager: urllib3.PoolManager) -> None:
+    manager.pool_classes_by_scheme = {
+        scheme: _watched(pool) for scheme, pool in manager.pool_classes_by_scheme.items()
+    }
+
+
+@cache
+def _watched(pool: type[urllib3.HTTPConnectionPool]) -> type[urllib3.HTTPConnectionPool]:
+    """Return the same kind of pool, with connections that take part in an exchange."""
+    bases = (_Connection, pool.ConnectionCls)
+    connection = type(pool.ConnectionCls.__name__, bases, {"response_class": _Answer})
+    return type(pool.__name__, (pool,), {"ConnectionCls": connection})
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    """A connection that notes when a request begins, and keeps its answer to the deadline."""
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        # Encrypted connections are made, also through a proxy, before a request begins.
+        exchange = _exchange.get()
+        if exchange:
+            exchange.begun = True
+        super().request(*args, **kwargs)
+
+
+class _Answer(http.client.HTTPResponse):
+    """An answer that keeps to the deadline of its call from its first byte on."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Patience(self.fp.detach(), sock))
+
+
+class _Patience(io.RawIOBase):
+    """What arrives at a socket, waited for no longer than the deadline allows.
+
+    A time-out of the socket itself starts anew with every byte that arrives.
+    """
+
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
+        self._raw = raw
+        self._socket = sock
+        self._timeout_s = sock.gettimeout()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        timeout_s = self._timeout_s
+        exchange = _exchange.get()
+        if exchange:
+            left_s = exchange.deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError("The call has taken too long altogether.")
+            timeout_s = left_s if timeout_s is None else min(timeout_s, left_s)
+        self._socket.settimeout(timeout_s)
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def settings_from_environment() -> tuple[str, str]:
@@ -464,7 +601,22 @@ def _check_base_url(base_url: str) -> SplitResult:
         raise ConfigurationError(
             f"The base URL {base_url!r} has a query or a fragment; it ends with the path."
         )
+    if parts.scheme == "http" and not _is_local(parts):
+        raise ConfigurationError(
+            f"The base URL {base_url!r} would send the registered address in the clear; use https. "
+            "Plain http is for a service on this machine only, such as http://127.0.0.1:8642/user_objects."
+        )
     return parts
+
+
+def _is_local(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
@@ -472,38 +624,89 @@ def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the transport's exceptions into ours, telling whether anything was sent."""
+def _within(limit_s: float) -> Iterator[None]:
+    """Give up what is sent and read within once it has taken too long, and tell whether anything was sent."""
+    exchange = _Exchange(time.monotonic() + limit_s)
+    token = _exchange.set(exchange)
     try:
         yield
-    except XRTError:
-        raise
-    except requests.exceptions.ConnectTimeout as error:
-        raise ServiceUnreachableError(
-            "The service did not accept a connection in time.", sent=False
-        ) from error
-    except requests.exceptions.SSLError as error:
-        if _untrusted(error):
+    except ServiceUnreachableError as error:
+        error.sent = error.sent and exchange.begun
+        if error.sent and error.status is None and time.monotonic() >= exchange.deadline:
             raise ServiceUnreachableError(
+                f"The answer trickled in, or did not come, for {limit_s:g} s and was given up."
+            ) from error
+        raise
+    finally:
+        _exchange.reset(token)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the transport's exceptions into ours."""
+    handled = sys.exception()
+    try:
+        yield
+    except (OSError, urllib3.exceptions.HTTPError) as error:
+        failure = _translate(error)
+        _forget_request(error, handled)
+        raise failure from error
+
+
+def _translate(error: OSError | urllib3.exceptions.HTTPError) -> XRTError:  # noqa: PLR0911 - a table
+    """Return our error for one of the transport's, telling whether anything was sent."""
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return ServiceUnreachableError("The service did not accept a connection in time.", sent=False)
+    if isinstance(error, requests.exceptions.SSLError):
+        if _untrusted(error):
+            return ServiceUnreachableError(
                 "No trusted connection to the service could be made: its certificate was not accepted.",
                 sent=False,
-            ) from error
+            )
         # Encryption can also break after the request has gone out.
-        raise ServiceUnreachableError("The encrypted connection to the service broke.") from error
-    except requests.exceptions.Timeout as error:
-        raise ServiceUnreachableError("The service did not answer in time.") from error
-    except requests.exceptions.ConnectionError as error:
+        return ServiceUnreachableError("The encrypted connection to the service broke.")
+    if isinstance(error, requests.exceptions.Timeout):
+        return ServiceUnreachableError("The service did not answer in time.")
+    if isinstance(error, requests.exceptions.ConnectionError):
         if _nothing_sent(error):
-            raise ServiceUnreachableError(
+            return ServiceUnreachableError(
                 "No connection to the service could be made; check the network and the base URL.", sent=False
-            ) from error
-        raise ServiceUnreachableError("The connection to the service broke.") from error
-    except urllib3.exceptions.ReadTimeoutError as error:
-        raise ServiceUnreachableError("The service stopped sending on the way.") from error
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise ServiceUnreachableError(
-            f"The exchange with the service failed ({type(error).__name__})."
-        ) from error
+            )
+        return ServiceUnreachableError("The connection to the service broke.")
+    if isinstance(error, urllib3.exceptions.ReadTimeoutError):
+        return ServiceUnreachableError("The service stopped sending on the way.")
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema):
+        return ConfigurationError(
+            f"No connection to the service could be prepared ({type(error).__name__}); "
+            "check the proxy that the environment names."
+        )
+    if isinstance(error, requests.exceptions.RequestException | urllib3.exceptions.HTTPError):
+        return ServiceUnreachableError(f"The exchange with the service failed ({type(error).__name__}).")
+    # What is left comes before any connection: the file of certificates that the environment names is not there.
+    return ConfigurationError(f"No connection to the service could be prepared: {error}")
+
+
+def _forget_request(error: BaseException, handled: BaseException | None) -> None:
+    """Take the request, which holds the registered address, out of an exception and all that it drags along.
+
+    The exceptions of `requests` keep the request itself, and the frames of their tracebacks its body. Both
+    would go wherever a program sends an error with its causes.
+
+    Args:
+        error: The exception, of which kind and text are kept.
+        handled: What was being handled when the exchange began; it is someone else's, and left alone.
+    """
+    seen = {id(handled)}
+    found: list[object] = [error]
+    while found:
+        item = found.pop()
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, requests.exceptions.RequestException):
+            item.request = item.response = None
+        item.__traceback__ = None
+        found += [item.__cause__, item.__context__, *item.args, *vars(item).values()]
 
 
 def _reason(error: requests.exceptions.ConnectionError) -> object:
@@ -527,11 +730,12 @@ def _untrusted(error: requests.exceptions.SSLError) -> bool:
 def _http_error(response: requests.Response) -> XRTError:
     """Translate an HTTP status that is not the service's own way of speaking."""
     status = response.status_code
-    if response.is_redirect:
+    if status in (302, 303):
+        # Either may come after the service did what it was asked.
         return AnswerError(f"The service redirects the call (HTTP {status}); check the base URL.")
-    hint = " Is the base URL right?" if status in (404, 405) else ""
+    hint = " Is the base URL right?" if response.is_redirect or status in (404, 405) else ""
     # What was turned away before the service looked at it made no job; a 5xx tells nothing of the kind.
-    turned_away = 400 <= status < 500 and status != 408  # noqa: PLR2004 - the classes of HTTP
+    turned_away = response.is_redirect or (400 <= status < 500 and status != 408)  # noqa: PLR2004 - HTTP's classes
     return ServiceUnreachableError(
         f"The service answered HTTP {status}.{hint}",
         status=status,
@@ -543,19 +747,23 @@ def _http_error(response: requests.Response) -> XRTError:
 def _retry_after_s(value: str | None) -> float | None:
     if value is None:
         return None
+    if re.fullmatch(r"\s*[0-9]+\s*", value):
+        return float(value)
+    seconds = _seconds_until(value)
+    return None if seconds is None else max(0.0, seconds)
+
+
+def _seconds_until(date: str) -> float | None:
+    """Return how far a date of HTTP is ahead of our clock; None where it is not one."""
     try:
-        return (
-            max(0.0, float(value))
-            if value.strip().isdigit()
-            else max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-        )
-    except (ValueError, TypeError):
+        return (parsedate_to_datetime(date) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError, OverflowError):
         return None
 
 
 def _header_int(response: requests.Response, name: str) -> int | None:
     value = response.headers.get(name, "")
-    return int(value) if value.isdigit() else None
+    return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else None
 
 
 def _validator(response: requests.Response) -> str | None:
@@ -564,13 +772,71 @@ def _validator(response: requests.Response) -> str | None:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _chunks(response: requests.Response, *, decode: bool) -> Iterator[bytes]:
+def _read(response: requests.Response) -> bytes:
+    """Return the body of an answer to a call, unpacked, as long as it is of reasonable size."""
+    if (_header_int(response, "Content-Length") or 0) > _MAX_ANSWER_BYTES:
+        raise _too_large()
+    encodings = [
+        name
+        for name in re.split(r"[\s,]+", response.headers.get("Content-Encoding", "").lower())
+        if name in ("gzip", "x-gzip", "deflate")
+    ]
+    if len(encodings) > _MAX_ENCODINGS:
+        raise AnswerError(
+            f"The answer is packed {len(encodings)} times over; it is not the service speaking."
+        )
+    pieces = _bounded(_chunks(response))
+    for _ in encodings:
+        pieces = _bounded(_unpacked(pieces))
+    # One buffer, as an object for each of very many small pieces would take a multiple of their size.
+    body = io.BytesIO()
+    for piece in pieces:
+        body.write(piece)
+    return body.getvalue()
+
+
+def _bounded(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > _MAX_ANSWER_BYTES:
+            raise _too_large()
+        yield piece
+
+
+def _too_large() -> AnswerError:
+    return AnswerError(f"The answer is larger than {_MAX_ANSWER_BYTES // 2**20} MiB.")
+
+
+def _unpacked(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Undo one `Content-Encoding`, a bounded piece at a time: a few kB may stand for many GB.
+
+    What urllib3 unpacks is bounded from its version 2.6 on only.
+    """
+    unpacker = zlib.decompressobj(_ZLIB_OR_GZIP)
+    try:
+        for piece in pieces:
+            rest = piece
+            while rest and not unpacker.eof:
+                if data := unpacker.decompress(rest, _CHUNK_BYTES):
+                    yield data
+                rest = unpacker.unconsumed_tail
+        if data := unpacker.flush():
+            yield data
+    except zlib.error:
+        raise AnswerError("The answer is labelled as packed, but cannot be unpacked.") from None
+    if not unpacker.eof:
+        raise AnswerError("The packed answer breaks off.")
+
+
+def _chunks(response: requests.Response) -> Iterator[bytes]:
     """Give what has arrived as soon as it has: waiting for a full chunk would outlast every time-out.
 
-    Args:
-        response: The answer, not read yet.
-        decode: Whether to undo the `Content-Encoding`; a file is kept as it is, whatever it is labelled.
+    It is not unpacked: a file is kept as it is, whatever its `Content-Encoding` says of it.
     """
-    with _translated():
-        while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=decode):
-            yield chunk
+    while True:
+        with _translated():
+            chunk = response.raw.read1(_CHUNK_BYTES, decode_content=False)
+        if not chunk:
+            return
+        yield chunk

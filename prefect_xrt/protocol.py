@@ -93,6 +93,7 @@ ArchiveFormat = Literal["tar.gz", "tar", "zip"]
 NO_PROGRESS = "No progress information available"
 NOT_REPORTED = -10
 _MAX_DEPTH = 100
+_MAX_VALUES = 10**6
 _MAX_NUMBER = 10**18
 _TEXT_LIMIT = 500
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -383,27 +384,36 @@ def decode_json(body: bytes, content_type: str = "", *, user_id: str = "") -> di
         user_id: The registered address; wherever the answer speaks of it, "(your address)" stands instead.
 
     Raises:
-        AnswerError: A page instead of JSON, half an answer, another shape, or one nested beyond reason.
+        AnswerError: A page instead of JSON, half an answer, another shape, or one nested or
+            crowded beyond reason.
     """
-    start = body.lstrip()[:200]
+    if sum(body.count(mark) for mark in b"[{,") > _MAX_VALUES:
+        raise AnswerError(f"The answer holds more than {_MAX_VALUES} values.")
+    data: JsonValue = None
+    trouble = None
     try:
         data = json.loads(body)
     except RecursionError:
-        raise AnswerError("The answer is nested too deeply to be the service's.") from None
+        trouble = "The answer is nested too deeply to be the service's."
     except ValueError:
-        if start.startswith(b"<") or "html" in content_type.lower():
-            title = re.search(rb"<title>(.*?)</title>", body[:4096], re.IGNORECASE | re.DOTALL)
-            named = (
-                f" titled {_one_line(_redact(title[1].decode('utf-8', 'replace'), user_id))!r}"
-                if title
-                else ""
-            )
-            raise AnswerError(f"A web page{named} came instead of an answer of the service.") from None
-        raise AnswerError(f"The answer is not JSON, or only a part of it ({len(body)} bytes).") from None
+        trouble = _describe_body(body, content_type, user_id)
+    # Not raised in the handler: the exception that it would bring along holds the whole answer.
+    if trouble:
+        raise AnswerError(trouble)
     if not isinstance(data, dict):
         raise AnswerError(f"The answer is a JSON {type(data).__name__}, not an object.")
     _check_values(data)
     return {key: _without(value, user_id) for key, value in data.items()} if user_id else data
+
+
+def _describe_body(body: bytes, content_type: str, user_id: str) -> str:
+    """Say what came instead of JSON."""
+    head = body[:4096]
+    if not (head.lstrip().startswith(b"<") or "html" in content_type.lower()):
+        return f"The answer is not JSON, or only a part of it ({len(body)} bytes)."
+    title = re.search(rb"<title>(.*?)</title>", head, re.IGNORECASE | re.DOTALL)
+    named = f" titled {_one_line(_redact(title[1].decode('utf-8', 'replace'), user_id))!r}" if title else ""
+    return f"A web page{named} came instead of an answer of the service."
 
 
 def _check_values(data: JsonValue) -> None:

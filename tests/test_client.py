@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
+import logging
 import pickle
 import socket
 import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+import traceback
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -131,6 +136,44 @@ def server(
         http.shutdown()
 
 
+@contextlib.contextmanager
+def raw_server(
+    pieces: Callable[[], Iterable[bytes]], pause_s: float = 0.0, context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """Answer every request with these bytes, one after the other, for as long as the client listens."""
+    stopping = threading.Event()
+
+    def talk(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection:
+            stream = context.wrap_socket(connection, server_side=True) if context else connection
+            # Encrypted, it is another object than the connection, and takes its place.
+            with stream:
+                stream.recv(2**16)
+                for piece in pieces():
+                    stream.sendall(piece)
+                    if stopping.wait(pause_s):
+                        return
+                # Closed with a part of the request unread, it would take back what it has sent.
+                stream.shutdown(socket.SHUT_WR)
+                while stream.recv(2**16):
+                    pass
+
+    def listen(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=talk, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=listen, args=(listener,), daemon=True)
+        thread.start()
+        try:
+            yield f"{'https' if context else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            stopping.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 def send(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **headers: str) -> None:
     """Send an answer."""
     handler.send_response(status)
@@ -141,13 +184,30 @@ def send(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200, **head
 
 
 def chain(error: BaseException) -> str:
-    """Return all that an error and its causes say."""
+    """Return all that an error and its causes say, shown or moved to another process."""
     parts = []
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in causes(error):
         parts += [str(seen), repr(seen), repr(vars(seen))]
-        seen = seen.__cause__
+        # What an older urllib3 says of a connection holds the connection, and goes nowhere.
+        with contextlib.suppress(pickle.PicklingError):
+            parts.append(pickle.dumps(seen).decode("latin-1"))
     return "\n".join(parts)
+
+
+def tracebacks(error: BaseException) -> str:
+    """Return the tracebacks of an error and its causes, with the variables that a debugger would show."""
+    shown = (traceback.TracebackException.from_exception(e, capture_locals=True) for e in causes(error))
+    return "".join(line for seen in shown for line in seen.format(chain=False))
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Give an error and all that it drags along."""
+    found: list[BaseException | None] = [error]
+    while found:
+        seen = found.pop()
+        if seen is not None:
+            yield seen
+            found += [seen.__cause__, seen.__context__]
 
 
 class TestActs:
@@ -301,7 +361,6 @@ SUBMIT_FAULTS = [
     (Fault("submit", "list-instead-of-object"), 1),
     (Fault("submit", "hang", seconds=3), 0),
     (Fault("submit", "hang-after", seconds=3), 1),
-    (Fault("submit", "redirect", location="http://127.0.0.1:9", redirect_status=307), 0),
     (Fault("submit", "redirect", location="http://127.0.0.1:9", redirect_status=302), 0),
 ]
 
@@ -320,6 +379,14 @@ class TestSubmitOnce:
         assert (len(service.calls("submit")), len(service.jobs)) == (1, jobs)
         assert caught.value.name == "GRB 200416A"
         assert isinstance(caught.value.__cause__, XRTError)
+
+    def test_redirected(self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]) -> None:
+        """A request that is sent elsewhere to be made made no job here, and is not followed."""
+        fault = Fault("submit", "redirect", location="http://127.0.0.1:9", redirect_status=307)
+        service = play(None, fault)
+        with pytest.raises(ServiceUnreachableError, match="Is the base URL right") as caught:
+            connect(service).submit(REQUEST)
+        assert (caught.value.sent, len(service.calls("submit"))) == (False, 1)
 
     @pytest.mark.parametrize(
         "broken", [{"JobID": None}, {"JobID": "x"}, {"URL": None}, {"OK": None}, {"OK": "maybe"}]
@@ -535,20 +602,21 @@ class TestReads:
             client.list_jobs()
         assert time.monotonic() - began < 5
 
-    def test_too_large(self, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch) -> None:
-        """An answer without end is not read into memory."""
-        monkeypatch.setattr(module, "_MAX_ANSWER_BYTES", 2**20)
-        with (
-            server(lambda handler: send(handler, b" " * (2**20 + 1))) as url,
-            pytest.raises(AnswerError, match="larger than 1 MiB"),
-        ):
-            connect(url, attempts=1).count_active_jobs()
-
-    def test_compressed(self, connect: Callable[..., XRTClient]) -> None:
-        """A compressed answer is understood."""
-        body = gzip.compress(b'{"OK": 1, "numJobs": 3}')
-        with server(lambda handler: send(handler, body, Content_Encoding="gzip")) as url:
-            assert connect(url).count_active_jobs() == 3
+    @pytest.mark.parametrize("act", ["cancel", "list_jobs", "attach"])
+    def test_attempts(
+        self, act: str, play: Callable[..., Emulator], connect: Callable[..., XRTClient]
+    ) -> None:
+        """Every act that may be repeated can be had with another number of attempts than the client's."""
+        service = play()
+        client = connect(service)
+        job = client.submit(REQUEST)
+        service.add_fault(Fault("*", "http-503", times=-1))
+        arguments = {"cancel": (job,), "list_jobs": (), "attach": (job.id,)}[act]
+        for attempts in (1, 2):
+            asked = len(service.log)
+            with pytest.raises(ServiceUnreachableError):
+                getattr(client, act)(*arguments, attempts=attempts)
+            assert len(service.log) == asked + attempts
 
     def test_one_pool(self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]) -> None:
         """Calls one after the other share a connection."""
@@ -563,6 +631,323 @@ class TestReads:
             for _ in range(5):
                 client.count_active_jobs()
         assert len(ports) == 1
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nX: "
+TRICKLES: dict[str, Callable[[], Iterable[bytes]]] = {
+    "status line": lambda: itertools.chain([b"HTTP/1.1 200 "], itertools.repeat(b"x")),
+    "header": lambda: itertools.chain([HEAD], itertools.repeat(b"x")),
+    "headers": lambda: itertools.chain([HEAD], itertools.cycle([b"x", b"\r", b"\n", b"X", b":"])),
+    "interim answers": lambda: itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "body": lambda: itertools.chain([b"HTTP/1.1 200 OK\r\n\r\n"], itertools.repeat(b" ")),
+    "chunks": lambda: itertools.chain(
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"], itertools.repeat(b"1\r\n \r\n")
+    ),
+    "chunk": lambda: itertools.chain(
+        [b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"], itertools.repeat(b"x")
+    ),
+}
+
+
+class TestTotalTime:
+    @pytest.mark.parametrize("secure", [False, True])
+    @pytest.mark.parametrize("part", TRICKLES)
+    def test_call(
+        self, part: str, secure: bool, certificate: Path, connect: Callable[..., XRTClient]
+    ) -> None:
+        """Whatever part of an answer trickles in, the call is given up within its limit; it may have arrived."""
+        context = server_context(certificate) if secure else None
+        with raw_server(TRICKLES[part], 0.01, context) as url:
+            client = connect(url, total_timeout_s=0.4, attempts=1)
+            client._session.verify = str(certificate)
+            began = time.monotonic()
+            with pytest.raises(
+                ServiceUnreachableError, match=r"trickled in.*0\.4 s and was given up"
+            ) as caught:
+                client.count_active_jobs()
+            assert 0.3 < time.monotonic() - began < 4
+        assert (caught.value.sent, caught.value.status) == (True, None)
+
+    def test_submit(self, connect: Callable[..., XRTClient]) -> None:
+        """A request whose answer trickles in from its first byte on is uncertain, and not sent again."""
+        with (
+            raw_server(TRICKLES["status line"], 0.01) as url,
+            pytest.raises(SubmitUncertainError, match="trickled in"),
+        ):
+            connect(url, total_timeout_s=0.3).submit(REQUEST)
+
+    def test_file(self, connect: Callable[..., XRTClient]) -> None:
+        """The headers of a file are bounded as well."""
+        with raw_server(TRICKLES["header"], 0.01) as url:
+            job = Job(id=1, url=url, products=(Product.IMAGE,))
+            with pytest.raises(ServiceUnreachableError, match="trickled in"):
+                read_all(connect(url, total_timeout_s=0.3), job)
+
+    def test_file_goes_on(self, connect: Callable[..., XRTClient]) -> None:
+        """How long a file may take is for its reader to say: it outlasts the limit of a call."""
+        pieces = [b"HTTP/1.1 200 OK\r\nContent-Length: 30\r\n\r\n", *[b"x"] * 30]
+        began = time.monotonic()
+        with raw_server(lambda: pieces, 0.02) as url:
+            job = Job(id=1, url=url, products=(Product.IMAGE,))
+            assert read_all(connect(url, total_timeout_s=0.3), job) == b"x" * 30
+        assert time.monotonic() - began > 0.3
+
+    def test_proxy(self, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch) -> None:
+        """A proxy that trickles its own answer is given up too."""
+        with raw_server(TRICKLES["header"], 0.01) as url:
+            monkeypatch.setenv("HTTPS_PROXY", url)
+            client = connect("https://service.invalid/", total_timeout_s=0.3, attempts=1)
+            with pytest.raises(ServiceUnreachableError):
+                client.count_active_jobs()
+
+    def test_next_call(self, connect: Callable[..., XRTClient]) -> None:
+        """The limit is that of one call: the next over the same connection has its own."""
+        answer = b'{"OK": 1, "numJobs": 0}'
+        ports = set()
+
+        def slow(handler: BaseHTTPRequestHandler) -> None:
+            ports.add(handler.client_address[1])
+            threading.Event().wait(0.2)
+            send(handler, answer)
+
+        with server(slow) as url:
+            client = connect(url, total_timeout_s=0.5, attempts=1)
+            assert [client.count_active_jobs() for _ in range(4)] == [0] * 4
+        assert len(ports) == 1
+
+
+def peak_bytes(act: Callable[[], object]) -> int:
+    """Measure the most memory that an act takes at once."""
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def bomb(wbits: int) -> bytes:
+    """Make 4 MiB that unpack to 4 GiB, without packing as much."""
+    packer = zlib.compressobj(wbits=wbits)
+    first = packer.compress(b" " * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    # After a full flush nothing refers back, so that what follows can be repeated.
+    again = packer.compress(b" " * 2**20) + packer.flush(zlib.Z_FULL_FLUSH)
+    return first + again * 4095
+
+
+class TestSize:
+    @pytest.mark.parametrize(
+        ("encoding", "body"),
+        [
+            ("gzip", lambda: bomb(31)),
+            ("x-gzip", lambda: bomb(31)),
+            ("deflate", lambda: bomb(15)),
+            ("gzip, gzip", lambda: gzip.compress(bomb(31))),
+            ("deflate,gzip", lambda: gzip.compress(bomb(15))),
+        ],
+    )
+    def test_bomb(self, encoding: str, body: Callable[[], bytes], connect: Callable[..., XRTClient]) -> None:
+        """An answer that would unpack to 4 GiB is refused by name, at a small cost of memory."""
+        packed = body()
+
+        def act() -> None:
+            with pytest.raises(AnswerError, match="larger than 64 MiB"):
+                client.count_active_jobs()
+
+        with server(lambda handler: send(handler, packed, Content_Encoding=encoding)) as url:
+            client = connect(url, attempts=1)
+            assert peak_bytes(act) < 96 * 2**20
+
+    def test_too_often_packed(self, connect: Callable[..., XRTClient]) -> None:
+        """An answer is not unpacked over and over."""
+        body = b'{"OK": 1, "numJobs": 3}'
+        for _ in range(3):
+            body = gzip.compress(body)
+        with (
+            server(lambda handler: send(handler, body, Content_Encoding="gzip, gzip, gzip")) as url,
+            pytest.raises(AnswerError, match="packed 3 times"),
+        ):
+            connect(url, attempts=1).count_active_jobs()
+
+    def test_without_end(self, connect: Callable[..., XRTClient]) -> None:
+        """An answer that goes on for ever is given up after 64 MiB, at a small cost of memory."""
+        piece = b" " * 2**20
+        sent = itertools.count()
+
+        def endless() -> Iterator[bytes]:
+            yield b"HTTP/1.1 200 OK\r\n\r\n"
+            for _ in sent:
+                yield piece
+
+        def act() -> None:
+            with pytest.raises(AnswerError, match="larger than 64 MiB"):
+                client.count_active_jobs()
+
+        with raw_server(endless) as url:
+            client = connect(url, attempts=1)
+            assert peak_bytes(act) < 96 * 2**20
+        assert 64 <= next(sent) < 96
+
+    def test_announced(self, connect: Callable[..., XRTClient]) -> None:
+        """An answer that says that it is too large is not read at all."""
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: 2147483648\r\n\r\n"
+        with raw_server(lambda: [head], 1.0) as url, pytest.raises(AnswerError, match="larger than 64 MiB"):
+            connect(url, attempts=1, read_timeout_s=0.5).count_active_jobs()
+
+    def test_small_pieces(self, connect: Callable[..., XRTClient]) -> None:
+        """Very many small pieces take no more memory than what they hold."""
+        piece = b"2\r\n  \r\n"
+        count = 50_000
+
+        def pieces() -> Iterator[bytes]:
+            yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+            yield piece * count
+            yield b"1\r\n{\r\n0\r\n\r\n"
+
+        def act() -> None:
+            with pytest.raises(AnswerError, match=f"{2 * count + 1} bytes"):
+                client.count_active_jobs()
+
+        with raw_server(pieces) as url:
+            client = connect(url, attempts=1)
+            assert peak_bytes(act) < 2**20
+
+    def test_page_of_a_redirection(self, connect: Callable[..., XRTClient]) -> None:
+        """A page that comes with a redirection is not read, however long it is."""
+        head = b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:9/\r\n\r\n"
+        pieces = [head, *[b" " * 2**20] * 64]
+        with raw_server(lambda: pieces) as url:
+            client = connect(url, attempts=1)
+            job = Job(id=1, url=url, products=(Product.IMAGE,))
+
+            def act() -> None:
+                with pytest.raises(AnswerError, match="redirects the call"):
+                    client.count_active_jobs()
+                with pytest.raises(ForeignURLError):
+                    read_all(client, job)
+
+            assert peak_bytes(act) < 2**22
+
+    @pytest.mark.parametrize("depth", [200, 10_000, 1_000_000])
+    def test_deep(self, depth: int, connect: Callable[..., XRTClient]) -> None:
+        """Progress nested beyond reason is no answer of the service."""
+        body = b'{"OK": 1, "image": {"statusCode": 3, "progress": ' + b'{"SubStep":' * depth
+        body += b"1" + b"}" * depth + b"}}"
+        job = Job(id=1, url="http://127.0.0.1/x", products=(Product.IMAGE,))
+        with (
+            server(lambda handler: send(handler, body)) as url,
+            pytest.raises(AnswerError, match=r"nested|more than 1000000 values"),
+        ):
+            connect(url, attempts=1).check_product_status(job)
+
+    @pytest.mark.parametrize(
+        ("encoding", "pack"),
+        [
+            ("gzip", gzip.compress),
+            ("X-GZIP", gzip.compress),
+            ("deflate", zlib.compress),
+            ("deflate, gzip", lambda body: gzip.compress(zlib.compress(body))),
+            ("identity", bytes),
+            ("utf-8", bytes),
+        ],
+    )
+    def test_packed(
+        self, encoding: str, pack: Callable[[bytes], bytes], connect: Callable[..., XRTClient]
+    ) -> None:
+        """A packed answer is understood, and its connection is used again."""
+        body = pack(b'{"OK": 1, "numJobs": 3, "x": "' + b"x" * 2**20 + b'"}')
+        ports = set()
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            ports.add(handler.client_address[1])
+            assert handler.headers["Accept-Encoding"] == "gzip"
+            send(handler, body, Content_Encoding=encoding)
+
+        with server(answer) as url:
+            client = connect(url, attempts=1)
+            assert [client.count_active_jobs(), client.count_active_jobs()] == [3, 3]
+        assert len(ports) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "message"),
+        [
+            (gzip.compress(b'{"OK": 1, "numJobs": 3}')[:-9], "breaks off"),
+            (b"", "breaks off"),
+            (b'{"OK": 1, "numJobs": 3}', "cannot be unpacked"),
+        ],
+    )
+    def test_badly_packed(self, body: bytes, message: str, connect: Callable[..., XRTClient]) -> None:
+        """An answer that is packed in part, or not at all, is told as such."""
+        with (
+            server(lambda handler: send(handler, body, Content_Encoding="gzip")) as url,
+            pytest.raises(AnswerError, match=message),
+        ):
+            connect(url, attempts=1).count_active_jobs()
+
+    @pytest.mark.parametrize("length", ["²", "9" * 5000, "-1", "1, 2"])
+    def test_strange_length(self, length: str, connect: Callable[..., XRTClient]) -> None:
+        """A length that is none does no harm beyond its answer."""
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode("latin-1")
+        job = Job(id=1, url="", products=(Product.IMAGE,))
+        with raw_server(lambda: [head, b'{"OK": 1, "numJobs": 3}']) as url:
+            client = connect(url, attempts=1)
+            for act in (
+                client.count_active_jobs,
+                lambda: read_all(client, job.model_copy(update={"url": url})),
+            ):
+                with contextlib.suppress(XRTError):
+                    assert act() in (3, b'{"OK": 1, "numJobs": 3}')
+
+
+class TestClock:
+    @pytest.mark.parametrize("skew_s", [-86400, 0, 3600])
+    def test_skew(
+        self, skew_s: int, play: Callable[..., Emulator], connect: Callable[..., XRTClient]
+    ) -> None:
+        """How far the service's clock is ahead is known from its answers."""
+        client = connect(play(utcnow=lambda: datetime.now(UTC) + timedelta(seconds=skew_s)))
+        assert client.clock_skew_s == 0.0
+        client.count_active_jobs()
+        assert skew_s - 5 < client.clock_skew_s <= skew_s
+
+    @pytest.mark.parametrize(
+        "date",
+        [None, "", "yesterday", "Mon, 99 Foo 2001", "Mon, 01 Jan 2001 00:00:00 -0000", "²",
+         "Mon, 01 Jan 99999 00:00:00 GMT", "Mon, 01 Jan 2001 00:00:00 +99999999999999999999"],
+    )  # fmt: skip
+    def test_unknown(self, date: str | None, connect: Callable[..., XRTClient]) -> None:
+        """An answer without a date that can be read tells no difference."""
+        body = b'{"OK": 1, "numJobs": 3}'
+        dates = iter(["Mon, 01 Jan 2001 00:00:00 GMT", date])
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response_only(200)
+            given = next(dates)
+            if given is not None:
+                handler.send_header("Date", given)
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        with server(answer) as url:
+            client = connect(url, attempts=1)
+            client.count_active_jobs()
+            assert client.clock_skew_s < -(10**8)
+            client.count_active_jobs()
+            assert client.clock_skew_s == 0.0
+
+    def test_someone_elses_date(
+        self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]
+    ) -> None:
+        """What a gateway says in the service's place is not the service's time."""
+        service = play(utcnow=lambda: datetime.now(UTC) + timedelta(hours=1))
+        client = connect(service, attempts=1)
+        service.add_fault(Fault("count", "http-502-html"))
+        service.add_fault(Fault("count", "html-200"))
+        for _ in range(2):
+            with pytest.raises(XRTError):
+                client.count_active_jobs()
+        assert client.clock_skew_s == 0.0
 
 
 class TestAddress:
@@ -610,7 +995,7 @@ class TestAddress:
     def test_name_that_does_not_resolve(self, connect: Callable[..., XRTClient]) -> None:
         """A host that does not exist is unreachable, and nothing was sent."""
         with pytest.raises(ServiceUnreachableError, match="check the network and the base URL") as caught:
-            connect("http://service.invalid/user_objects", attempts=1).count_active_jobs()
+            connect("https://service.invalid/user_objects", attempts=1).count_active_jobs()
         assert caught.value.sent is False
 
     def test_wrong_path(self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]) -> None:
@@ -629,15 +1014,82 @@ class TestAddress:
     )  # fmt: skip
     def test_is_local(self, host: str, local: bool) -> None:
         """Only addresses of this machine are local, not names that look so."""
-        with XRTClient(USER, f"http://{host}/user_objects") as client:
+        with XRTClient(USER, f"https://{host}/user_objects") as client:
             assert client.is_local is local
 
-    @pytest.mark.parametrize("host", ["127.0.0.1", "service.invalid"])
-    def test_proxy(self, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A proxy of the environment is for services elsewhere only."""
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-        with XRTClient(USER, f"http://{host}/") as client:
-            assert client._session.trust_env is (host != "127.0.0.1")
+    @pytest.mark.parametrize(
+        "url",
+        ["http://www.swift.ac.uk/user_objects", "HTTP://10.0.0.1:8642", "http://localhost.example.org/"],
+    )
+    def test_in_the_clear(self, url: str) -> None:
+        """The registered address is not sent unencrypted to another machine; what to do is told."""
+        with pytest.raises(ConfigurationError, match="in the clear; use https"):
+            XRTClient(USER, url)
+
+    @pytest.mark.parametrize("host", ["127.0.0.1:8642", "LOCALHOST", "[::1]"])
+    def test_in_the_clear_at_home(self, host: str) -> None:
+        """A service on this machine needs no encryption."""
+        with XRTClient(USER, f"http://{host}/user_objects") as client:
+            assert client.is_local
+
+    def test_proxy_at_home(
+        self,
+        play: Callable[..., Emulator],
+        connect: Callable[..., XRTClient],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """A proxy of the environment has no part in what is said to a service on this machine."""
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+            monkeypatch.setenv(name, "http://127.0.0.1:9")
+        assert connect(play(), attempts=1).count_active_jobs() == 0
+
+    @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+    def test_proxy(
+        self, name: str, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A proxy learns which host is called, and gets neither the address nor a login to pass on."""
+        (tmp_path / "netrc").write_text("machine service.invalid login frodo password secret\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        with socket.create_server(("127.0.0.1", 0)) as proxy:
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+            heard = bytearray()
+
+            def listen() -> None:
+                with proxy.accept()[0] as connection:
+                    heard.extend(connection.recv(2**16))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                    heard.extend(connection.recv(2**16))
+
+            thread = threading.Thread(target=listen, daemon=True)
+            thread.start()
+            with pytest.raises(ServiceUnreachableError):
+                connect("https://service.invalid/user_objects", attempts=1).count_active_jobs()
+            thread.join()
+        assert heard.startswith(b"CONNECT service.invalid:443 ")
+        # What follows is the beginning of an encrypted connection.
+        assert b"\r\n\r\n\x16\x03" in heard
+        for secret in (b"frodo", b"Authorization", b"POST"):
+            assert secret not in heard
+
+    def test_netrc(
+        self, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """A login that a .netrc has for the host is not sent."""
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login frodo password secret\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        heard: list[dict[str, str]] = []
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            heard.append(dict(handler.headers))
+            send(handler, b'{"OK": 1, "numJobs": 0}')
+
+        with server(answer) as url:
+            client = connect(url)
+            client._session.trust_env = True  # as for a service elsewhere
+            client.count_active_jobs()
+            read_all(client, Job(id=1, url=url, products=(Product.IMAGE,)))
+        assert len(heard) == 2
+        assert all("Authorization" not in headers for headers in heard)
 
     def test_hidden_user(self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]) -> None:
         """The registered address is in no representation of the client, nor in any error of a whole session."""
@@ -662,6 +1114,78 @@ class TestAddress:
                 client.count_active_jobs()
             assert USER not in chain(failed.value)
             assert str(pickle.loads(pickle.dumps(failed.value))) == str(failed.value)  # noqa: S301 - made here
+
+    @pytest.mark.parametrize(
+        "kind",
+        ["reset-before", "reset-after", "http-500", "http-502-html", "html-200", "garbage", "truncated-json",
+         "list-instead-of-object", "hang", "trickle", "redirect"],
+    )  # fmt: skip
+    def test_hidden_user_in_causes(
+        self, kind: str, play: Callable[..., Emulator], connect: Callable[..., XRTClient]
+    ) -> None:
+        """An error, its causes and the variables of its traceback hold the address in no form; the cause is told."""
+        seconds = 0.02 if kind == "trickle" else 3
+        fault = Fault("*", kind, times=-1, seconds=seconds, location="http://127.0.0.1:9")
+        client = connect(play(None, fault), read_timeout_s=0.2, total_timeout_s=0.4, attempts=2)
+        with pytest.raises(ServiceUnreachableError if kind in ("hang", "http-500") else XRTError) as caught:
+            client.list_jobs()
+        with pytest.raises(
+            ServiceUnreachableError if kind == "redirect" else SubmitUncertainError
+        ) as uncertain:
+            client.submit(REQUEST)
+        for error in (caught.value, uncertain.value):
+            assert USER not in chain(error) + tracebacks(error)
+        if kind == "hang":
+            assert "Read timed out" in chain(caught.value)
+
+    def test_hidden_user_without_connection(self, connect: Callable[..., XRTClient]) -> None:
+        """An error of a connection that was not made holds the address in no form either."""
+        with pytest.raises(ServiceUnreachableError, match="No connection") as caught:
+            connect("http://127.0.0.1:9", attempts=1).count_active_jobs()
+        assert USER not in chain(caught.value) + tracebacks(caught.value)
+        assert "refused" in chain(caught.value)
+
+    def test_echoed_user(self, connect: Callable[..., XRTClient]) -> None:
+        """What is not JSON and repeats the address is not kept in what an error brings along."""
+        for body in (f'{{"OK": 1, "for": "{USER}"', f"<title>Dear {USER}</title>", f"{USER}\x80"):
+            with (
+                server(lambda handler, body=body: send(handler, body.encode("latin-1"))) as url,  # type: ignore[misc]
+                pytest.raises(AnswerError) as caught,
+            ):
+                connect(url, attempts=1).count_active_jobs()
+            assert caught.value.__context__ is None
+            assert USER.encode() not in pickle.dumps(caught.value)
+
+    def test_someone_elses_error(self, connect: Callable[..., XRTClient]) -> None:
+        """The traceback of an error during whose handling the service is called stays whole."""
+
+        def fail() -> None:
+            try:
+                raise RuntimeError("of someone else")  # noqa: TRY301 - its traceback is what matters
+            except RuntimeError:
+                with pytest.raises(ServiceUnreachableError):
+                    connect("http://127.0.0.1:9", attempts=1).count_active_jobs()
+                raise
+
+        with pytest.raises(RuntimeError) as caught:
+            fail()
+        assert [entry.name for entry in caught.traceback][-1] == "fail"
+        assert caught.traceback[-1].lineno == fail.__code__.co_firstlineno + 1
+
+    def test_hidden_user_in_logs(
+        self,
+        play: Callable[..., Emulator],
+        connect: Callable[..., XRTClient],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        """The address is in no line of any log, however much is logged."""
+        caplog.set_level(logging.DEBUG)
+        client = connect(play(None, Fault("count", "reset-after"), Fault("list", "http-503")))
+        client.submit(REQUEST)
+        client.count_active_jobs()
+        client.list_jobs()
+        assert "run_userobject.php" in caplog.text
+        assert USER not in caplog.text
 
 
 class TestSettings:
@@ -749,6 +1273,48 @@ class TestFiles:
             read_all(client, job)
         assert "pw" not in str(caught.value)
         assert service.calls("file") == []
+
+    @pytest.mark.parametrize(
+        "form",
+        ["http://127.0.0.1:{other}", "//127.0.0.1:{other}", "http://127.0.0.1:{own}@127.0.0.1:{other}",
+         "http://127.0.0.1:{own}\\@127.0.0.1:{other}", "http://127.0.0.1:{other}\\@127.0.0.1:{own}",
+         "http://frodo:pw@127.0.0.1:{own}", "http://127.0.0.1:{own}\t@127.0.0.1:{other}", "https://127.0.0.1:{own}",
+         "http://127.0.0.2:{other}", "http://localhost:{other}", "\\\\127.0.0.1:{other}"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("act", ["job", "file", "call"])
+    def test_nothing_goes_elsewhere(self, form: str, act: str, connect: Callable[..., XRTClient]) -> None:
+        """Wherever an answer points to, a job's files, a redirected file and a redirected call go nowhere else."""
+        asked: list[str] = []
+        elsewhere: list[str] = []
+        location = ""
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            asked.append(handler.path)
+            send(handler, b"", 307, Location=f"{location}/files")
+
+        with server(lambda handler: elsewhere.append(handler.path)) as other, server(answer) as own:
+            location = form.format(own=own.rpartition(":")[2], other=other.rpartition(":")[2])
+            client = connect(own, attempts=1)
+            job = Job(id=1, url=f"{location if act == 'job' else own}/files", products=(Product.IMAGE,))
+            with pytest.raises(ServiceUnreachableError if act == "call" else ForeignURLError) as caught:
+                client.count_active_jobs() if act == "call" else read_all(client, job)
+        assert elsewhere == []
+        assert asked == {"job": [], "file": ["/files/image.tar.gz"], "call": ["/getNumJobs.php"]}[act]
+        assert "pw" not in str(caught.value)
+
+    def test_foreign_submit_answer(
+        self, play: Callable[..., Emulator], connect: Callable[..., XRTClient]
+    ) -> None:
+        """A job whose files the service puts on another host is a job; its files are not fetched from there."""
+        asked: list[str] = []
+        with server(lambda handler: asked.append(handler.path)) as other:
+            service = play(Scenario(default=Timeline.of((4,)), file_url_origin=other))
+            client = connect(service)
+            job = client.submit(REQUEST)
+            assert job.url.startswith(other)
+            with pytest.raises(ForeignURLError, match="not the host that is configured"):
+                read_all(client, job)
+        assert asked == []
 
     def test_default_port(self) -> None:
         """An address with the default port written out is the same host."""
@@ -849,19 +1415,19 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-class TestEncryption:
-    @staticmethod
-    def context(certificate: Path) -> ssl.SSLContext:
-        """Return what a server needs to encrypt."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate)
-        return context
+def server_context(certificate: Path) -> ssl.SSLContext:
+    """Return what a server needs to encrypt."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    return context
 
+
+class TestEncryption:
     def test_untrusted(self, certificate: Path, connect: Callable[..., XRTClient], naps: Naps) -> None:
         """A service whose certificate is not trusted gets nothing: no job, and no uncertainty."""
         asked: list[str] = []
         with (
-            server(lambda handler: asked.append(handler.path), self.context(certificate)) as url,
+            server(lambda handler: asked.append(handler.path), server_context(certificate)) as url,
             pytest.raises(ServiceUnreachableError, match="certificate was not accepted") as caught,
         ):
             connect(url).submit(REQUEST)
@@ -876,9 +1442,89 @@ class TestEncryption:
             with socket.socket(fileno=handler.connection.detach()) as bare:
                 bare.sendall(b"not encrypted at all")
 
-        with server(vanish, self.context(certificate)) as url:
+        with server(vanish, server_context(certificate)) as url:
             client = connect(url)
             client._session.verify = str(certificate)
             with pytest.raises(SubmitUncertainError, match="encrypted connection to the service broke"):
                 client.submit(REQUEST)
         assert asked == ["/run_userobject.php"]
+
+    @pytest.mark.parametrize(
+        "name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "PYTHONHTTPSVERIFY", "SSL_CERT_FILE"]
+    )
+    @pytest.mark.parametrize("value", ["", "0"])
+    def test_cannot_be_switched_off(
+        self,
+        name: str,
+        value: str,
+        certificate: Path,
+        connect: Callable[..., XRTClient],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """No variable of the environment makes a certificate pass that is not trusted."""
+        monkeypatch.setenv(name, value)
+        asked: list[str] = []
+        with server(lambda handler: asked.append(handler.path), server_context(certificate)) as url:
+            client = connect(url, attempts=1)
+            client._session.trust_env = True  # as for a service elsewhere
+            with pytest.raises((ServiceUnreachableError, ConfigurationError), match="certificate") as caught:
+                client.submit(REQUEST)
+        assert asked == []
+        assert USER not in chain(caught.value)
+
+    @pytest.mark.parametrize("hello", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", None])
+    def test_not_made(self, hello: bytes | None, connect: Callable[..., XRTClient], naps: Naps) -> None:
+        """An encrypted connection that is not made carries nothing: the request is tried again, and never uncertain."""
+        pieces = itertools.repeat(b"") if hello is None else [hello]
+        with raw_server(lambda: pieces, 0.01) as url:
+            client = connect(url.replace("http", "https"), connect_timeout_s=0.2, attempts=2)
+            with pytest.raises(ServiceUnreachableError) as caught:
+                client.submit(REQUEST)
+        assert (caught.value.sent, len(naps)) == (False, 1)
+
+    def test_refused_by_a_proxy(
+        self, connect: Callable[..., XRTClient], naps: Naps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A request that a proxy does not let through was not sent."""
+        with raw_server(lambda: [b"HTTP/1.1 502 Bad Gateway\r\n\r\n"]) as url:
+            monkeypatch.setenv("HTTPS_PROXY", url)
+            with pytest.raises(ServiceUnreachableError) as caught:
+                connect("https://service.invalid/", attempts=2).submit(REQUEST)
+        assert (caught.value.sent, len(naps)) == (False, 1)
+
+    @pytest.mark.parametrize("proxy", ["http://", "nonsense://frodo:pw@127.0.0.1:9", "http://frodo:pw@[::1"])
+    def test_impossible_proxy(
+        self, proxy: str, connect: Callable[..., XRTClient], naps: Naps, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A proxy that cannot be right is told at once, and its password is not."""
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+        with pytest.raises(ConfigurationError, match="check the proxy") as caught:
+            connect("https://service.invalid/").submit(REQUEST)
+        assert naps == []
+        assert "pw" not in str(caught.value)
+
+    def test_own_authority(
+        self, certificate: Path, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who has to trust another authority can name its certificates."""
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        body = b'{"OK": 1, "numJobs": 3}'
+        with server(lambda handler: send(handler, body), server_context(certificate)) as url:
+            client = connect(url, attempts=1)
+            client._session.trust_env = True  # as for a service elsewhere
+            assert client.count_active_jobs() == 3
+
+    def test_down_to_the_clear(self, certificate: Path, connect: Callable[..., XRTClient]) -> None:
+        """A redirection of a file from the encrypted to the plain service of the same host is not followed."""
+        asked: list[str] = []
+
+        def answer(handler: BaseHTTPRequestHandler) -> None:
+            asked.append(handler.path)
+            send(handler, b"", 302, Location=f"http://127.0.0.1:{handler.connection.getsockname()[1]}/plain")
+
+        with server(answer, server_context(certificate)) as url:
+            client = connect(url)
+            client._session.verify = str(certificate)
+            with pytest.raises(ForeignURLError, match="points to http://127"):
+                read_all(client, Job(id=1, url=url, products=(Product.IMAGE,)))
+        assert asked == ["/image.tar.gz"]

@@ -20,7 +20,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -614,13 +614,23 @@ class TestCancel:
 
 
 class TestHistory:
+    def test_date(self) -> None:
+        """Answers are dated by the calendar that was given, in whatever zone, whatever the service's clock says."""
+        zone = timezone(timedelta(hours=2))
+        with running(utcnow=lambda: datetime(2020, 7, 23, 19, 29, 1, tzinfo=zone)) as service:
+            service.advance(1000)
+            for answer in (
+                requests.post(f"{service.url}/getNumJobs.php", json={}, timeout=10),
+                requests.get(service.url, timeout=10),
+            ):
+                assert answer.headers["Date"] == "Thu, 23 Jul 2020 17:29:01 GMT"
+
     def test_list(self) -> None:
         """The job list is newest first, with the documented keys and no others."""
-        times = iter(
-            [datetime(2020, 7, 23, 17, 29, 1, tzinfo=UTC), datetime(2020, 7, 23, 17, 32, 29, tzinfo=UTC)]
-        )
-        with running(utcnow=lambda: next(times)) as service:
+        calendar = [datetime(2020, 7, 23, 17, 29, 1, tzinfo=UTC)]
+        with running(utcnow=lambda: calendar[0]) as service:
             submit(service)
+            calendar[0] = datetime(2020, 7, 23, 17, 32, 29, tzinfo=UTC)
             submit(service, **REQUEST, spec=1, specz=0, sourceDet=1, detobs="all")
             newest, oldest = post(service, "listOldJobs.php")["jobs"]
             assert newest == {

@@ -144,7 +144,8 @@ class Emulator:
         speed: Seconds of the service's clock per second of `clock`.
         users: The registered addresses.
         clock: A monotonic clock.
-        utcnow: The calendar for `DateSubmitted`: clients compare it with their own, so it is not sped up.
+        utcnow: The calendar for `DateSubmitted` and the `Date` of answers: clients compare it with
+            their own, so it is not sped up.
     """
 
     def __init__(
@@ -261,6 +262,10 @@ class Emulator:
         with self._lock:
             return (self._clock() - self._started_at) * self.speed + self._advanced_s
 
+    def date(self) -> str:
+        """Read the calendar, as the `Date` of an answer says it."""
+        return format_datetime(self._utcnow().astimezone(UTC), usegmt=True)
+
     def advance(self, seconds: float) -> None:
         """Move the service's clock forward at once."""
         if seconds < 0:
@@ -348,6 +353,10 @@ class _Handler(BaseHTTPRequestHandler):
     def finish(self) -> None:
         self.server.closed(self.connection)
         super().finish()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:  # noqa: ARG002 - of the base class
+        """Let the calendar that was given to the service date its answers."""
+        return self.server.emulator.date()
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet: the log is `Emulator.log`."""
