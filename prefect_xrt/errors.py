@@ -134,11 +134,13 @@ class SubmitUncertainError(XRTError):
     Args:
         message: What happened and how to look for the job.
         name: The name of the object in the request, to find it in the list of jobs.
+        candidates: The IDs of the jobs that it may have become, where the service's list tells.
     """
 
-    def __init__(self, message: str, *, name: str | None = None) -> None:
+    def __init__(self, message: str, *, name: str | None = None, candidates: Sequence[int] = ()) -> None:
         super().__init__(message)
         self.name = name
+        self.candidates = tuple(candidates)
 
 
 class ProductMissingError(XRTError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ __all__ = [
     "encode",
     "read_request",
     "read_request_file",
+    "same_request",
 ]
 
 MAX_REQUEST_BYTES = 1_000_000
@@ -182,6 +184,66 @@ _FINDERS = frozenset({"getTargs", "getT0", "getCoords"})
 _MADE_BY_THE_SERVICE = frozenset({"do3col", "outdir", "pcmaxbin", "whatSXPS", "wtmaxbin"})
 _YES_NO: Mapping[object, bool] = {1: True, "1": True, "yes": True, 0: False, "0": False, "no": False}
 _CODE = re.compile(r"-?[0-9]+")
+# The numbers that older interfaces have for words, as `jobPars` still shows them.
+_CODES: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "centMeth": {"simple": "1", "iterative": "3"},
+        "timeslice": {"single": "1", "user": "2", "snapshot": "3", "obsid": "4"},
+        "lcobs": {"all": "0", "user": "1"},
+        **{
+            name: {"all": "1", "user": "2", "hours": "3"} for name in ("specobs", "posobs", "imobs", "detobs")
+        },
+    }
+)
+# What the service fills in for a parameter that was not given, by its pages and its examples of `jobPars`.
+_FILLED_IN: Mapping[str, tuple[object, ...]] = MappingProxyType(
+    {
+        "centMeth": ("simple", "3"),
+        "maxCentTries": (10,),
+        "wtpuprate": (150,),
+        "pcpuprate": (0.6,),
+        "useSXPS": (0, 1),
+        "binMeth": ("counts",),
+        "ratefact": (10,),
+        "binfact": (1.5,),
+        "mincmin": (15,),
+        "minsnr": (1.5,),
+        "femin": (0,),
+        "minen": (0.3,),
+        "maxen": (10,),
+        "soft1": (0.3,),
+        "soft2": (1.5,),
+        "hard1": (1.5, 1.51),
+        "hard2": (10,),
+        "sigmin": (3,),
+        "grades": ("all",),
+        "allowUL": ("both",),
+        "allowB": ("both",),
+        "bayesCounts": (15,),
+        "bayesSNR": (2.4,),
+        "lctimetype": ("s",),
+        "lcobs": ("all",),
+        "dchi": (2.706,),
+        "specgrades": ("all",),
+        "specobs": ("all", "hours"),
+        "specobstime": (12,),
+        "timeslice": ("single",),
+        "posRadius": (20,),
+        "posobs": ("all", "hours"),
+        "posobstime": (12,),
+        "detornot": ("detect",),
+        "detMeth": ("simple",),
+        "allxastrom": (0, 1),
+        "imen": ("0.3-10,0.3-1.5,1.51-10",),
+        "imobs": ("all",),
+        "detbands": ("total",),
+    }
+)
+# What the service finds out or sizes by itself where it is not told.
+_FOUND_OUT = frozenset(
+    {"targ", "Tstart", "RA", "Dec", "srcrad", "poserr", "notify", "galactic"}
+    | {f"{mode}{name}" for mode in ("pc", "wt") for name in ("bin", "hrbin", "maxgap", "counts")}
+)
 
 _Json: TypeAlias = Mapping[str, object]
 
@@ -251,6 +313,81 @@ def _write(kind: _Kind, value: object) -> JsonValue:
     if kind is _Kind.FLAG:
         return int(value is True)
     return value  # type: ignore[return-value]
+
+
+def same_request(asked: Mapping[str, object], accepted: Mapping[str, object]) -> bool | None:
+    """Compare what was asked for with the parameters of a job, one by one.
+
+    Args:
+        asked: As `encode` spells it.
+        accepted: The job's `jobPars`; what the service filled in for parameters that were not given is
+            held against what it is known to fill in.
+
+    Returns:
+        Whether the job answers this request; None where a value is spelt so that it cannot be told.
+
+    Source: service page ReturnData, and its examples of `jobPars`.
+    """
+    given = {_ALIASES.get(name, name): value for name, value in accepted.items()}
+    verdicts = [_same_product(product, asked, given) for product in Product]
+    parts = {PRODUCT_FIELDS[p] for p, flag in PRODUCT_FLAGS.items() if _read(_Kind.FLAG, asked.get(flag))}
+    for row in _TABLE:
+        ours, theirs = asked.get(row.wire), given.get(row.wire)
+        if row.wire in _FINDERS or _is_idle(row.path, parts):
+            continue
+        if ours is not None:
+            verdicts.append(_same_value(row, ours, theirs))
+        elif theirs not in (None, "", [], {}) and row.wire not in _FOUND_OUT:
+            filled_in = _FILLED_IN.get(row.wire, (0,) if row.kind is _Kind.FLAG else ())
+            same = any(_same_value(row, value, theirs) for value in filled_in)
+            verdicts.append(same or (None if filled_in else False))
+    for name in set(asked).intersection(given) - set(FIELD_OF_WIRE):
+        verdicts.append(True if str(asked[name]) == str(given[name]) else None)
+    return False if False in verdicts else None if None in verdicts else True
+
+
+def _same_product(product: Product, asked: _Json, accepted: _Json) -> bool | None:
+    ours, theirs = (
+        _read(_Kind.FLAG, values.get(PRODUCT_FLAGS[product]) or 0) for values in (asked, accepted)
+    )
+    if product is Product.STANDARD_POS and ours is False and asked.get(PRODUCT_FLAGS[Product.ASTROM_POS]):
+        return True  # the astrometric position brings it in
+    return ours == theirs if isinstance(theirs, bool) else None
+
+
+def _same_value(row: _Parameter, ours: object, theirs: object) -> bool | None:
+    """Compare one value with what the service made of it; None where it cannot be told."""
+    if row.wire == "useSXPS" and theirs == "2SXPS":
+        return True  # the older interface says which catalogue, not whether it is used
+    if row.kind is _Kind.FLAG:
+        flag = _read(row.kind, theirs or 0)
+        return _read(row.kind, ours) == flag if isinstance(flag, bool) else None
+    if theirs is None:
+        return None
+    if row.kind in (_Kind.NUMBER, _Kind.COUNT):
+        return _same_number(row.wire, str(ours), str(theirs))
+    same = _words(ours) == _words(theirs)
+    if not same and row.kind is _Kind.CHOICE and _is_code(row, theirs):
+        code = _CODES.get(row.wire, {}).get(str(ours))
+        return None if code is None else code == str(theirs)
+    return same
+
+
+def _same_number(name: str, ours: str, theirs: str) -> bool | None:
+    try:
+        number, other = float(ours), float(theirs)
+    except ValueError:
+        return None
+    # The older interface answers with seconds of arc.
+    return math.isclose(number, other, rel_tol=1e-6) or (
+        name == "poserr" and math.isclose(60 * number, other, rel_tol=1e-6)
+    )
+
+
+def _words(value: object) -> list[str]:
+    """Return the words of a text or a list, whatever keeps them apart, in an order of their own."""
+    text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return sorted(filter(None, re.split(r"[\s,{}]+", text)))
 
 
 def _check_unknown(request: ProductRequest) -> None:

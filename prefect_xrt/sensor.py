@@ -35,6 +35,8 @@ DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
 
 _PATIENCE_S = 3600.0
+# File systems keep times less exactly than clocks tell them.
+_SAME_LOOK_S = 0.001
 
 MAX_FAILED_LOOKS = 90
 """At the floor, an hour and a half without a word."""
@@ -54,6 +56,19 @@ class Looker(Protocol):
         self, job: Job, products: Iterable[Product | str] | None = None, *, attempts: int | None = None
     ) -> Outcome:
         """Look at products of a job, all in one call."""
+
+
+class Looks(Protocol):
+    """What the sensor needs to know of the looks of other processes."""
+
+    def last(self, job_id: int) -> float | None:
+        """Return when a job was last looked at, in seconds since 1970; None if it is not known."""
+
+    def note(self, job_id: int, at: float) -> None:
+        """Note that a job is looked at, at a time in seconds since 1970."""
+
+    def end(self, outcome: Outcome) -> None:
+        """Note how a job has ended."""
 
 
 class Pacing(BaseModel):
@@ -99,6 +114,7 @@ def wait_for_products(
     max_failed_looks: int = MAX_FAILED_LOOKS,
     log: _Log | None = None,
     on_look: Callable[[Outcome], None] | None = None,
+    looks: Looks | None = None,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
     chance: Callable[[], float] = random.random,
@@ -120,6 +136,8 @@ def wait_for_products(
         max_failed_looks: How many looks in a row may fail; a success starts the count again.
         log: Takes a line when something has changed.
         on_look: Called with what is known after each look that told something.
+        looks: What is known of the looks of other processes at the same job; the next keeps its distance
+            from those, too.
         clock: Gives the time, in seconds since 1970.
         sleep: Waits, in seconds.
         chance: Gives random numbers from 0 to 1.
@@ -138,7 +156,7 @@ def wait_for_products(
         raise ConfigurationError("The deadline must be longer than 0 s, and at least one look may fail.")
     if since and since.job.id != job.id:
         raise ConfigurationError(f"What is known of {since.job} tells nothing of {job}.")
-    watch = _Watch(client, job, since, (pacing or Pacing()).for_client(client), log or _logger.info)
+    watch = _Watch(client, job, since, (pacing or Pacing()).for_client(client), log or _logger.info, looks)
     give_up_at = clock() + deadline_s
     goal = min(len(watch.ended) + 1, len(job.products)) if until == "next" else len(job.products)
     while len(watch.ended) < goal or watch.unconfirmed:
@@ -148,19 +166,21 @@ def wait_for_products(
             sleep(max(0.0, left))
             raise DeadlineError(
                 f"The deadline has passed, and {watch.pending_text} of {job} had not ended. The job lives on: "
-                f"go on with it by `prefect-xrt wait {job.id}` and fetch its files by `prefect-xrt download {job.id} "
-                f"--out DIR`, or cancel it by `prefect-xrt cancel {job.id}`.",
+                f"go on with it by `prefect-xrt attach {job.id} --out DIR`, or cancel it by `prefect-xrt cancel "
+                f"{job.id}`.",
                 job=job,
                 outcome=watch.outcome,
             )
         # The last look comes at the deadline itself.
         sleep(min(watch.pause_s(now, chance()), left))
+        if watch.was_overtaken():
+            continue
         error = watch.look(clock())
         if watch.failed_looks >= max_failed_looks:
             raise FailedLooksError(
                 f"{watch.failed_looks} looks in a row told nothing of {watch.pending_text} of {job}"
                 f"{f' ({error.message})' if error else ''}. The job lives on: go on with it by "
-                f"`prefect-xrt wait {job.id}`.",
+                f"`prefect-xrt attach {job.id} --out DIR`.",
                 job=job,
                 outcome=watch.outcome,
             ) from error
@@ -171,20 +191,33 @@ def wait_for_products(
                 # A display that breaks must not end the wait for a job that lives.
                 _logger.warning("What the look told could not be shown.", exc_info=True)
                 on_look = None
-    return watch.result()
+    outcome = watch.result()
+    if looks and outcome.complete:
+        looks.end(outcome)
+    return outcome
 
 
 class _Watch:
     """What is known of one job, and since when."""
 
-    def __init__(self, client: Looker, job: Job, since: Outcome | None, pacing: Pacing, log: _Log) -> None:
+    def __init__(
+        self,
+        client: Looker,
+        job: Job,
+        since: Outcome | None,
+        pacing: Pacing,
+        log: _Log,
+        looks: Looks | None,
+    ) -> None:
         self._client = client
+        self._looks = looks
         self._job = job
         self._pacing = pacing
         self._log = log
         self._outcome = since
         self._looked_at: float | None = since.looked_at.timestamp() if since else None
         self._changed_at = self._looked_at
+        self.was_overtaken()
         self._retry_after_s = 0.0
         self._has_looked = False
         self._sights = {p: _sight(status) for p, status in since.statuses.items()} if since else {}
@@ -210,6 +243,14 @@ class _Watch:
     def pending_text(self) -> str:
         return ", ".join(product.value for product in self.pending)
 
+    def was_overtaken(self) -> bool:
+        """Tell whether another process has looked at the job meanwhile; the next look keeps away from that."""
+        last = self._looks.last(self._job.id) if self._looks else None
+        if last is None or (self._looked_at is not None and last <= self._looked_at + _SAME_LOOK_S):
+            return False
+        self._looked_at, self._has_looked = last, False
+        return True
+
     def earliest_s(self, now: float) -> float:
         """Return the seconds until a look is allowed; a clock that was set does not change them much."""
         if self._looked_at is None:
@@ -222,7 +263,7 @@ class _Watch:
     def pause_s(self, now: float, chance: float) -> float:
         """Return the seconds until the next look."""
         if self._looked_at is None or self._changed_at is None:
-            return 0.0
+            return self.earliest_s(now)
         interval = self._pacing.interval_s(max(0.0, now - self._changed_at), chance)
         return max(self.earliest_s(now), min(max(0.0, self._looked_at + interval - now), interval))
 
@@ -237,6 +278,8 @@ class _Watch:
         self._changed_at = now if self._changed_at is None else self._changed_at
         self._retry_after_s = 0.0
         self._has_looked = True
+        if self._looks:
+            self._looks.note(self._job.id, now)
         try:
             seen = self._client.check_product_status(self._job, self.pending, attempts=1)
         except XRTError as error:

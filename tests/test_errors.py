@@ -32,6 +32,7 @@ EXTRAS: dict[str, Any] = {
     "sent": False,
     "reasons": (("The following parameters are needed:", ("dec_deg", "centroid")),),
     "name": "GRB 200416A",
+    "candidates": (801, 802),
     "job": JOB,
     "outcome": OUTCOME,
     "report": None,

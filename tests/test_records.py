@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from prefect_xrt import protocol
 from prefect_xrt.errors import AnswerError, OutputError
 from prefect_xrt.protocol import Job
-from prefect_xrt.records import JobRecord, read_record, write_record
+from prefect_xrt.records import JobRecord, read_record, read_submission, write_record
 from prefect_xrt.request import Product
 
 NOW = datetime(2024, 5, 1, 12, 30, 15, 250_000, tzinfo=UTC)
@@ -84,16 +85,36 @@ class TestRecords:
             b"\xff\xfe",
             b"[]",
             b"{}",
+            b'{"version": true}',
             RECORD.model_dump_json().encode()[:-20],
-            RECORD.model_dump_json().replace('"version":1', '"version":2').encode(),
-            RECORD.model_dump_json().replace('"version":1', '"version":1,"colour":"red"').encode(),
+            b'{"version": 1, "colour": "red"}',
         ],
     )
-    def test_unreadable(self, content: bytes, tmp_path: Path) -> None:
-        """A damaged record, or one of a newer version, is not taken for none: its job might be lost."""
+    @pytest.mark.parametrize(
+        ("name", "read"), [("job.json", read_record), ("submission.json", read_submission)]
+    )
+    def test_damaged(self, content: bytes, name: str, read: Callable[[Path], object], tmp_path: Path) -> None:
+        """A damaged record is not taken for none, since its job might be lost; the error names the way out."""
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(OutputError, match=rf"{name} is damaged.*prefect-xrt attach JOB_ID --out"):
+            read(tmp_path)
+        assert (tmp_path / name).read_bytes() == content
+
+    def test_of_a_newer_version(self, tmp_path: Path) -> None:
+        """A record of a newer version says so, and is left as it is."""
+        content = RECORD.model_dump_json().replace('"version":2', '"version":3,"colour":"red"').encode()
         (tmp_path / "job.json").write_bytes(content)
-        with pytest.raises(OutputError, match=r"job\.json is not a record that this version can read"):
+        with pytest.raises(OutputError, match=r"job\.json was written by a newer version"):
             read_record(tmp_path)
+        assert (tmp_path / "job.json").read_bytes() == content
+
+    def test_of_an_older_version(self, tmp_path: Path) -> None:
+        """The first layout, which did not say what was asked for, is still read."""
+        old = {"version": 1, "job": JOB.model_dump(mode="json"), "flow_run_id": "0b2f"}
+        (tmp_path / "job.json").write_text(json.dumps(old))
+        record = read_record(tmp_path)
+        assert record
+        assert (record.job, record.flow_run_id, record.request) == (JOB, "0b2f", None)
 
     def test_not_a_file(self, tmp_path: Path) -> None:
         """Neither is a folder of that name, nor a file where the folder should be."""

@@ -336,7 +336,9 @@ class TestDeadline:
     def test_deadline(self) -> None:
         """A wait that reaches its deadline says what is pending, and how to go on; the job lives on."""
         world = World({LC: 4, IMAGE: 3})
-        with pytest.raises(DeadlineError, match=r"Image of job 801.*`prefect-xrt wait 801`") as caught:
+        with pytest.raises(
+            DeadlineError, match=r"Image of job 801.*`prefect-xrt attach 801 --out DIR`"
+        ) as caught:
             world.wait(deadline_s=1000)
         assert codes(caught.value.outcome) == {LC: 4, IMAGE: 3}
         assert world.time == START + 1000

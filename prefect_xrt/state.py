@@ -1,0 +1,120 @@
+"""What all processes of this user on this machine know of a service's jobs: whose each is, and when it was asked.
+
+It lies in `$XDG_STATE_HOME/prefect-xrt`, else in `~/.local/state/prefect-xrt`, and is a convenience: without
+it, nothing is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from prefect_xrt.archive import write_text
+from prefect_xrt.errors import OutputError
+from prefect_xrt.protocol import Job, JobSummary, Outcome
+
+__all__ = ["LocalClaims", "LocalLooks"]
+
+_LATE = timedelta(minutes=15)
+_logger = logging.getLogger(__name__)
+
+
+def _folder(kind: str, base_url: str) -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state, "prefect-xrt", kind, _digest(base_url))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class LocalClaims:
+    """The claims of all processes of this user on this machine, one of which gets each job.
+
+    A claim is a link that leads nowhere, since a link is made with its contents at once or not at all. Where
+    nothing can be written, every job counts as free.
+
+    Args:
+        base_url: The service that gave the jobs their IDs.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._folder = _folder("claims", base_url)
+
+    def is_free(self, summary: JobSummary, owner: str) -> bool:
+        """Whether a job belongs to nobody else on this machine."""
+        return self._holder(summary.id, summary.submitted_at) in (None, _digest(owner))
+
+    def take(self, job: Job, owner: str) -> bool:
+        """Make a job the owner's; False where it has become another's meanwhile."""
+        place = self._folder / str(job.id)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if place.is_symlink() and self._holder(job.id, job.submitted_at) is None:
+                place.unlink()  # of an ID that was given anew
+            place.symlink_to(f"{datetime.now(UTC).isoformat()} {_digest(owner)}")
+        except FileExistsError:
+            return self._holder(job.id, job.submitted_at) == _digest(owner)
+        except OSError as error:
+            _logger.warning("It could not be noted that job %d is taken: %s", job.id, error)
+        return True
+
+    def _holder(self, job_id: int, submitted_at: datetime | None) -> str | None:
+        """Return whose a job is; a claim that is older than the job is of another, as with services for tests."""
+        try:
+            at, holder = os.readlink(self._folder / str(job_id)).split()
+            outdated = submitted_at and datetime.fromisoformat(at) < submitted_at - _LATE
+        except (OSError, ValueError, TypeError):
+            return None
+        return None if outdated else holder
+
+
+class LocalLooks:
+    """When each job was last looked at, so that the service's pace is kept from one process to the next.
+
+    Args:
+        base_url: The service that gave the jobs their IDs.
+    """
+
+    def __init__(self, base_url: str) -> None:
+        self._folder = _folder("looks", base_url)
+
+    def last(self, job_id: int) -> float | None:
+        """Return when a job was last looked at, in seconds since 1970; None if it is not known."""
+        try:
+            return (self._folder / f"{job_id}.json").stat().st_mtime
+        except OSError:
+            return None
+
+    def note(self, job_id: int, at: float) -> None:
+        """Note that a job is looked at, at a time in seconds since 1970."""
+        place = self._folder / f"{job_id}.json"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            place.touch()
+            os.utime(place, (at, at))
+        except OSError as error:
+            _logger.debug("The look at job %d could not be noted: %s", job_id, error)
+
+    def end(self, outcome: Outcome) -> None:
+        """Note how a job has ended; there is nothing more to look at."""
+        at = outcome.looked_at.timestamp()
+        self.note(outcome.job.id, at)
+        try:
+            write_text(self._folder / f"{outcome.job.id}.json", outcome.model_dump_json())
+        except OutputError as error:
+            _logger.debug("The end of %s could not be noted: %s", outcome.job, error)
+        self.note(outcome.job.id, at)
+
+    def ended(self, job: Job) -> Outcome | None:
+        """Return how a job has ended, if that was seen on this machine."""
+        try:
+            outcome = Outcome.model_validate_json((self._folder / f"{job.id}.json").read_bytes())
+        except (OSError, ValidationError):
+            return None
+        return outcome if outcome.job.url == job.url and outcome.complete else None
