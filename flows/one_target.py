@@ -14,15 +14,19 @@ from prefect import State, flow
 from prefect.runtime import flow_run
 from pydantic import JsonValue
 
-from prefect_xrt import BuildReport, ProductRequest, build_products
+from prefect_xrt import BuildReport, ProductRequest, build_products, cancel_jobs
+from prefect_xrt.flows import Reuse
+from prefect_xrt.runs import CancelPolicy
 
 
-@flow(name="one-target")
+@flow(name="one-target", on_cancellation=[cancel_jobs], on_crashed=[cancel_jobs])
 def one_target(
     request: ProductRequest | dict[str, JsonValue],
     output_root: Path = Path("products"),
     credentials: str | None = None,
     accept_partial: bool = False,
+    reuse: Reuse = "never",
+    cancel_job: CancelPolicy = "when-cancelled",
 ) -> BuildReport:
     """Build the products of one request into a new folder.
 
@@ -33,6 +37,10 @@ def one_target(
         output_root: Where the run's folder goes.
         credentials: The name of an `XRTCredentials` block; the environment serves by default.
         accept_partial: Complete even if only some products are ready.
+        reuse: Whether a job with the same parameters is taken instead of building again: "never",
+            "unless-failed", or "always".
+        cancel_job: Whether what still builds is cancelled with the run: "never", "when-cancelled", or
+            "when-stopped", which is also when it crashes.
 
     Returns:
         What was built.
@@ -41,7 +49,15 @@ def one_target(
         XRTError: As `build_products` does.
     """
     folder = output_root / f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
-    built = build_products(request, folder, credentials, accept_partial=accept_partial, return_state=True)
+    built = build_products(
+        request,
+        folder,
+        credentials,
+        accept_partial=accept_partial,
+        reuse=reuse,
+        cancel_job=cancel_job,
+        return_state=True,
+    )
     # How the build ended is how this run ends; a state that is made anew says so by its name, too.
     ending = State(type=built.type, name=built.name, message=built.message, data=built.data)
     return cast(BuildReport, ending)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prefect_xrt.archive import ProductFile
     from prefect_xrt.blocks import XRTCredentials, XRTJob, XRTJobRun
     from prefect_xrt.client import XRTClient
-    from prefect_xrt.flows import build_products
+    from prefect_xrt.flows import attach_products, build_products
     from prefect_xrt.parameters import read_request, read_request_file
     from prefect_xrt.protocol import CancelResult, Job, JobSummary, Outcome, ProductState, ProductStatus
     from prefect_xrt.reports import BuildReport
@@ -29,12 +29,14 @@ if TYPE_CHECKING:
         Spectrum,
         TimeSlice,
     )
+    from prefect_xrt.runs import cancel_jobs
     from prefect_xrt.sensor import Pacing
     from prefect_xrt.tasks import (
         attach_job,
         cancel_products,
         check_product_status,
         download_product,
+        find_job,
         submit_request,
         wait_for_products,
     )
@@ -43,7 +45,7 @@ _ROOMS = {
     "archive": ("ProductFile",),
     "blocks": ("XRTCredentials", "XRTJob", "XRTJobRun"),
     "client": ("XRTClient",),
-    "flows": ("build_products",),
+    "flows": ("attach_products", "build_products"),
     "parameters": ("read_request", "read_request_file"),
     "protocol": ("CancelResult", "Job", "JobSummary", "Outcome", "ProductState", "ProductStatus"),
     "reports": ("BuildReport",),
@@ -58,12 +60,14 @@ _ROOMS = {
         "Spectrum",
         "TimeSlice",
     ),
+    "runs": ("cancel_jobs",),
     "sensor": ("Pacing",),
     "tasks": (
         "attach_job",
         "cancel_products",
         "check_product_status",
         "download_product",
+        "find_job",
         "submit_request",
         "wait_for_products",
     ),
@@ -95,10 +99,13 @@ __all__ = [
     "XRTJobRun",
     "__version__",
     "attach_job",
+    "attach_products",
     "build_products",
+    "cancel_jobs",
     "cancel_products",
     "check_product_status",
     "download_product",
+    "find_job",
     "read_request",
     "read_request_file",
     "submit_request",

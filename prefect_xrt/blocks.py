@@ -6,6 +6,7 @@ import asyncio
 import threading
 from pathlib import Path
 from typing import ClassVar, cast
+from uuid import uuid4
 
 import httpx
 from prefect.blocks.abstract import CredentialsBlock, JobBlock, JobRun
@@ -19,6 +20,8 @@ from prefect_xrt.errors import ConfigurationError
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
 from prefect_xrt.request import ProductRequest
 from prefect_xrt.sensor import DEADLINE_S, wait_for_products
+from prefect_xrt.state import LocalClaims, LocalLooks
+from prefect_xrt.submission import submit_once
 
 __all__ = ["XRTCredentials", "XRTJob", "XRTJobRun", "load_credentials"]
 
@@ -68,6 +71,11 @@ class XRTCredentials(CredentialsBlock):
     read_timeout_s: float = Field(
         default=60.0, gt=0, title="Read time-out", description="How long to wait for an answer, in seconds."
     )
+
+    @property
+    def block_name(self) -> str | None:
+        """The name under which this account was loaded from a Prefect server; None for any other."""
+        return self._block_document_name
 
     def get_client(self) -> XRTClient:
         """Return a client for this account; close it after use, or use it in a `with` statement.
@@ -165,11 +173,18 @@ class XRTJob(JobBlock[dict[str, ProductFile]]):
 
         Raises:
             RequestRefusedError: The service did not accept the parameters.
-            SubmitUncertainError: No clear answer came; a job may exist.
+            SubmitUncertainError: It cannot be told which job, if any, the request has become.
             ServiceUnreachableError: Nothing was sent.
         """
         with self.credentials.get_client() as client:
-            job = await asyncio.to_thread(client.submit, self.request)
+            job = await asyncio.to_thread(
+                submit_once,
+                client,
+                self.request,
+                owner=str(uuid4()),
+                claims=LocalClaims(client.base_url),
+                log=self.logger.info,
+            )
         self.logger.info("Submitted %s for %s.", job, ", ".join(job.products))
         return XRTJobRun(self, job)
 
@@ -220,6 +235,7 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
                     self.job,
                     deadline_s=self._block.deadline_s,
                     log=self.logger.info,
+                    looks=LocalLooks(client.base_url),
                     sleep=pause,
                 )
             finally:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
+from uuid import uuid4
 
 import click
 from rich.console import Console
@@ -26,13 +27,14 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_xrt import archive, errors, protocol, sensor
+from prefect_xrt import archive, errors, protocol, records, sensor, submission
 from prefect_xrt._version import __version__
 from prefect_xrt.client import XRTClient, settings_from_environment
 from prefect_xrt.parameters import read_request_file
-from prefect_xrt.protocol import ArchiveFormat, Outcome, ProductState
+from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.sensor import Pacing
+from prefect_xrt.state import LocalClaims, LocalLooks
 
 if TYPE_CHECKING:
     from prefect import State
@@ -94,7 +96,7 @@ class _Group(click.Group):
             except errors.XRTError as error:
                 _fail(error, as_json=bool(ctx.find_root().obj))
             except KeyboardInterrupt:
-                _say("Interrupted. A job that was submitted lives on: `prefect-xrt jobs` lists it.")
+                _say("Interrupted. `prefect-xrt jobs` tells which jobs there are.")
                 sys.exit(_INTERRUPTED)
 
 
@@ -128,8 +130,8 @@ def _put_json(data: object) -> None:
 def cli(ctx: click.Context) -> None:
     """Build products of Swift XRT data at the UK Swift Science Data Centre.
 
-    The account comes from --user-id, else from PREFECT_XRT_USER_ID, else from the XRTCredentials
-    block named by --credentials (or PREFECT_XRT_CREDENTIALS).
+    The account comes from PREFECT_XRT_USER_ID, else from the XRTCredentials block named by --credentials
+    (or PREFECT_XRT_CREDENTIALS). It is no option: other users of the machine see those.
     """
     ctx.obj = False
 
@@ -152,12 +154,6 @@ _json_option = click.option(
     "--json", "as_json", is_flag=True, callback=_note_json, help="Print one JSON document instead of text."
 )
 _account_options = _options(
-    click.option(
-        "--user-id",
-        metavar="ADDRESS",
-        help="The registered address. Other users of this machine can see it in the list of processes; "
-        "PREFECT_XRT_USER_ID is not seen.",
-    ),
     click.option("--base-url", metavar="URL", help="Where the service is [env: PREFECT_XRT_BASE_URL]."),
     click.option(
         "--credentials",
@@ -185,13 +181,14 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+_interval_option = click.option(
+    "--interval",
+    type=_Seconds(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Between looks at first; grows while nothing changes. At least 60, except on this machine.",
+)
 _wait_options = _options(
-    click.option(
-        "--interval",
-        type=_Seconds(min=0, min_open=True),
-        metavar="SECONDS",
-        help="Between looks at first; grows while nothing changes. At least 60, except on this machine.",
-    ),
+    _interval_option,
     click.option(
         "--deadline",
         type=_Seconds(min=0, min_open=True),
@@ -224,16 +221,14 @@ _request_argument = click.argument("request_file", metavar="REQUEST.json", type=
 _job_argument = click.argument("job_id", metavar="JOB_ID", type=click.IntRange(min=1))
 
 
-def _settings(user_id: str | None, base_url: str | None, credentials: str | None) -> tuple[str, str]:
-    """Return the registered address and the base URL: from options, else variables, else a block."""
-    if not user_id and not os.environ.get("PREFECT_XRT_USER_ID") and credentials:
+def _settings(base_url: str | None, credentials: str | None) -> tuple[str, str]:
+    """Return the registered address and the base URL: from variables, else from a block."""
+    if not os.environ.get("PREFECT_XRT_USER_ID") and credentials:
         from prefect_xrt.blocks import load_credentials  # noqa: PLC0415 - brings in Prefect
 
         block = load_credentials(credentials)
         chosen = base_url or os.environ.get("PREFECT_XRT_BASE_URL") or block.base_url
         return block.user_id.get_secret_value(), chosen
-    if user_id:
-        return user_id, base_url or os.environ.get("PREFECT_XRT_BASE_URL") or protocol.BASE_URL
     address, url = settings_from_environment()
     return address, base_url or url
 
@@ -248,19 +243,54 @@ def _pacing(interval_s: float | None) -> Pacing:
 
 @cli.command()
 @_request_argument
+@click.option(
+    "--out",
+    "directory",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the job's record goes. The same request for the same folder is the same job, whatever happens.",
+)
+@_interval_option
 @_account_options
 @_json_option
-def submit(request_file: Path, as_json: bool, **account: str | None) -> None:
+def submit(
+    request_file: Path, directory: Path | None, interval: float | None, as_json: bool, **account: str | None
+) -> None:
     """Submit a request and print the job's ID."""
     user_id, base_url = _settings(**account)
     request = read_request_file(request_file, user_id=user_id)
     with XRTClient(user_id, base_url) as client:
-        job = client.submit(request)
+        if directory is None:
+            job = _submit(client, request, None, interval)
+        else:
+            directory = directory.expanduser().absolute()
+            archive.make_directory(directory)
+            with archive.exclusive(directory / records.RECORD_NAME):
+                record = records.read_record(directory)
+                if record and not record.answers(request):
+                    raise errors.OutputError(
+                        f"{directory} belongs to {record.job}, of another request; choose another folder."
+                    )
+                job = record.job if record else _submit(client, request, directory, interval)
     if as_json:
         _put_json(job.model_dump(mode="json"))
     else:
         click.echo(job.id)
         _err.print(f"{job}: {', '.join(job.products)}; its files will be below {job.url}", markup=False)
+
+
+def _submit(
+    client: XRTClient, request: ProductRequest, directory: Path | None, interval: float | None
+) -> Job:
+    return submission.submit_once(
+        client,
+        request,
+        owner=str(uuid4()),
+        claims=LocalClaims(client.base_url),
+        directory=directory,
+        settle_s=2 * interval if interval else submission.SETTLE_S,
+        log=_say,
+    )
 
 
 @cli.command()
@@ -271,7 +301,7 @@ def submit(request_file: Path, as_json: bool, **account: str | None) -> None:
 def status(job_id: int, products: tuple[str, ...], as_json: bool, **account: str | None) -> None:
     """Look once at the products of a job."""
     with _client(account) as client:
-        outcome = client.check_product_status(client.attach(job_id), products or None)
+        outcome = _look(client, client.attach(job_id), products)
     if as_json:
         _put_json({"JobID": job_id, "complete": outcome.complete, "products": outcome.as_service()})
         return
@@ -291,13 +321,37 @@ def wait(job_id: int, interval: float | None, deadline: float, as_json: bool, **
     with _client(account) as client, _display() as show:
         job = client.attach(job_id)
         outcome = sensor.wait_for_products(
-            client, job, pacing=_pacing(interval), deadline_s=deadline, log=_say, on_look=show
+            client,
+            job,
+            pacing=_pacing(interval),
+            deadline_s=deadline,
+            log=_say,
+            on_look=show,
+            looks=LocalLooks(client.base_url),
         )
     if as_json:
         _put_json({"JobID": job_id, "complete": outcome.complete, "products": outcome.as_service()})
     else:
         click.echo(f"{job}: {outcome.describe()}")
     sys.exit(_exit_code(len(outcome.ready), len(outcome.statuses), len(outcome.cancelled)))
+
+
+def _look(client: XRTClient, job: Job, products: tuple[str, ...]) -> Outcome:
+    """Look at products of a job, at the service's pace; at one that has ended there is nothing more to see."""
+    looks = LocalLooks(client.base_url)
+    chosen = protocol.choose_products(job, products or None)
+    ended = looks.ended(job)
+    if ended:
+        return ended.model_copy(update={"statuses": {p: ended.statuses[p] for p in chosen}})
+    now, last = time.time(), looks.last(job.id)
+    wait_s = 0.0 if client.is_local or last is None else min(last + sensor.FLOOR_S - now, sensor.FLOOR_S)
+    if wait_s > 0:
+        _say(
+            f"{job} was looked at just now; waiting {wait_s:.0f} s, since the service asks for a look a minute."
+        )
+        time.sleep(wait_s)
+    looks.note(job.id, time.time())
+    return client.check_product_status(job, chosen)
 
 
 def _say(line: str) -> None:
@@ -331,7 +385,7 @@ def download(
     """Fetch the files of the products of a job that are ready."""
     with _client(account) as client:
         job = client.attach(job_id)
-        outcome = client.check_product_status(job, products or None)
+        outcome = _look(client, job, products)
         fetched, problems = archive.download_all(
             client, job, outcome.ready, directory, archive_format, overwrite=overwrite, unpack=extract
         )
@@ -400,40 +454,62 @@ def _print(table: Table) -> None:
     Console(width=None if sys.stdout.isatty() else 400, highlight=False).print(table)
 
 
+_flow_options = _options(
+    _files_options,
+    _wait_options,
+    click.option("--accept-partial", is_flag=True, help="Succeed even if only some products are ready."),
+    click.option(
+        "--cancel-job",
+        type=click.Choice(["never", "when-cancelled", "when-stopped"]),
+        default="when-cancelled",
+        show_default=True,
+        help="Whether what still builds is cancelled with the run, by Ctrl-C or in the Prefect UI.",
+    ),
+)
+
+
 @cli.command()
 @_request_argument
-@_files_options
-@_wait_options
-@click.option("--accept-partial", is_flag=True, help="Succeed even if only some products are ready.")
+@_flow_options
+@click.option(
+    "--reuse",
+    type=click.Choice(["never", "unless-failed", "always"]),
+    default="never",
+    show_default=True,
+    help="Take the newest job with the same parameters instead of building again.",
+)
 @_account_options
 @_json_option
-def build(
-    request_file: Path,
-    directory: Path,
-    archive_format: ArchiveFormat,
-    extract: bool,
-    overwrite: bool,
-    interval: float | None,
-    deadline: float,
-    accept_partial: bool,
-    as_json: bool,
-    **account: str | None,
-) -> None:
-    """Run the whole flow: submit a request, wait for its products, fetch their files."""
-    user_id, base_url = _settings(**account)
-    _run_flow(
-        read_request_file(request_file, user_id=user_id),
-        user_id,
-        base_url,
-        as_json=as_json,
-        output_dir=directory,
-        archive_format=archive_format,
-        extract=extract,
-        overwrite=overwrite,
-        accept_partial=accept_partial,
-        pacing=_pacing(interval),
-        deadline_s=deadline,
-    )
+def build(request_file: Path, as_json: bool, reuse: str, **options: Any) -> None:
+    """Run the whole flow: submit a request, wait for its products, fetch their files.
+
+    The same request for the same folder goes on where an earlier run was stopped.
+    """
+    account, options = _flow_arguments(options)
+    request = read_request_file(request_file, user_id=account[0])
+    _run_flow("build_products", account, as_json=as_json, request=request, reuse=reuse, **options)
+
+
+@cli.command()
+@_job_argument
+@_flow_options
+@_account_options
+@_json_option
+def attach(job_id: int, as_json: bool, **options: Any) -> None:
+    """Run the flow for a job that exists: wait for its products, fetch their files."""
+    account, options = _flow_arguments(options)
+    _run_flow("attach_products", account, as_json=as_json, job_id=job_id, **options)
+
+
+def _flow_arguments(options: dict[str, Any]) -> tuple[tuple[str, str], dict[str, Any]]:
+    """Turn the options of the command line into the account and the flow's parameters."""
+    account = _settings(options.pop("base_url"), options.pop("credentials"))
+    return account, {
+        "output_dir": options.pop("directory"),
+        "pacing": _pacing(options.pop("interval")),
+        "deadline_s": options.pop("deadline"),
+        **options,
+    }
 
 
 @cli.command()
@@ -458,32 +534,29 @@ def demo(directory: Path, as_json: bool) -> None:
     with Emulator(scenario=Scenario.find("demo")) as service:
         _say(f"The embedded service answers at {service.url}.")
         _run_flow(
-            request,
-            service.user_id,
-            service.url,
+            "build_products",
+            (service.user_id, service.url),
             as_json=as_json,
+            request=request,
             output_dir=directory,
             overwrite=True,
             pacing=Pacing(floor_s=1.0, ceiling_s=2.0),
         )
 
 
-def _run_flow(
-    request: ProductRequest, user_id: str, base_url: str, *, as_json: bool, **options: Any
-) -> NoReturn:
-    """Run the flow in this process, show what came of it, and leave with its exit code."""
+def _run_flow(name: str, account: tuple[str, str], *, as_json: bool, **options: Any) -> NoReturn:
+    """Run a flow in this process, show what came of it, and leave with its exit code."""
     # The first start of Prefect's own server takes longer on a slow machine than Prefect waits for.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-    os.environ |= {"PREFECT_XRT_USER_ID": user_id, "PREFECT_XRT_BASE_URL": base_url}
+    os.environ |= dict(zip(("PREFECT_XRT_USER_ID", "PREFECT_XRT_BASE_URL"), account, strict=True))
     archive.make_directory(options["output_dir"])
     _say("Starting Prefect; its own server takes some seconds where none is running.")
-    from prefect_xrt import reports, tasks  # noqa: PLC0415 - takes seconds
-    from prefect_xrt.flows import build_products  # noqa: PLC0415
+    from prefect_xrt import flows, reports, tasks  # noqa: PLC0415 - takes seconds
 
     with _terminal_log(), _display() as show:
         token = tasks.on_look.set(show)
         try:
-            state = cast("State[Any]", build_products(request, return_state=True, **options))
+            state = cast("State[Any]", getattr(flows, name)(return_state=True, **options))
         except Exception as error:
             # What goes wrong in the flow is in its state; this is Prefect itself.
             raise errors.ConfigurationError(
@@ -506,6 +579,8 @@ def _run_flow(
         sys.exit(_code_of(result))
     if state.is_completed():
         sys.exit(0)
+    if state.is_cancelled():
+        sys.exit(_CANCELLED)
     if all(entry.state is ProductState.READY for entry in report.products):
         sys.exit(_FILES)
     sys.exit(

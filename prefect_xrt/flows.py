@@ -1,38 +1,48 @@
-"""The one composable flow: submit → sensor → branch → download."""
+"""The one composable flow: submit → sensor → branch → download, and the same for a job that exists."""
 
 from __future__ import annotations
 
 import json
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, cast
-from uuid import UUID
+from typing import Annotated, Any, Literal, cast
 
 from prefect import State, flow, get_run_logger
-from prefect.client.orchestration import get_client
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
-from prefect_xrt import archive, reports, tasks
+from prefect_xrt import archive, reports, runs, submission, tasks
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.blocks import XRTCredentials, load_credentials
 from prefect_xrt.errors import OutputError, ProductsError, RequestWarning, WaitError, XRTError
-from prefect_xrt.parameters import read_request
+from prefect_xrt.parameters import encode, read_request, same_request
 from prefect_xrt.protocol import HELP_DESK, ArchiveFormat, Job, Outcome, ProductState, ProductStatus
-from prefect_xrt.records import read_record
+from prefect_xrt.records import (
+    RECORD_NAME,
+    JobRecord,
+    read_record,
+    read_submission,
+    remove_submission,
+    write_record,
+)
 from prefect_xrt.reports import BuildReport
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.runs import CancelPolicy
 from prefect_xrt.sensor import DEADLINE_S, MAX_FAILED_LOOKS, Pacing
 
-__all__ = ["build_products"]
+__all__ = ["attach_products", "build_products"]
+
+Trouble = WaitError | runs.RunCancelled
+
+Reuse = Literal["never", "unless-failed", "always"]
+"""Whether a job that answers the request already is taken instead of building again."""
 
 
 def _run_name() -> str:
@@ -41,7 +51,12 @@ def _run_name() -> str:
     return f"build: {name or 'unnamed'}"
 
 
-@flow(name="build-products", flow_run_name=_run_name)
+@flow(
+    name="build-products",
+    flow_run_name=_run_name,
+    on_cancellation=[runs.cancel_jobs],
+    on_crashed=[runs.cancel_jobs],
+)
 def build_products(
     request: ProductRequest | dict[str, JsonValue],
     output_dir: Path,
@@ -50,6 +65,8 @@ def build_products(
     extract: bool = False,
     overwrite: bool = False,
     accept_partial: bool = False,
+    reuse: Reuse = "never",
+    cancel_job: CancelPolicy = "when-cancelled",
     pacing: Pacing | None = None,
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
     max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
@@ -60,6 +77,9 @@ def build_products(
     ready; a product that fails does not hold up the others. What is not ready at the end is told
     by the final state.
 
+    The folder belongs to the request: whoever runs the same request into the same folder again, after
+    a crash, as a retry, or by hand, goes on with the same job.
+
     Args:
         request: What to build: a `ProductRequest`, or JSON in this project's or the service's spelling.
             Prefect keeps it with the run, in clear: leave a `UserID` out of it.
@@ -67,11 +87,16 @@ def build_products(
         credentials: The name of an `XRTCredentials` block; the environment serves by default.
         archive_format: How the files are bundled.
         extract: Also unpack every bundle, into a folder beside it.
-        overwrite: Replace files that are in the folder already.
+        overwrite: Build again what the folder holds already, and replace its files.
         accept_partial: Complete even if only some products are ready.
+        reuse: Whether the newest job of the account with these parameters is taken instead of building again,
+            if it still builds or its files are still there: "never"; "unless-failed", where one of which a
+            product failed or was cancelled is built again; or "always", where that ends this run, too.
+        cancel_job: Whether what still builds is cancelled with this run: "never", "when-cancelled", or
+            "when-stopped", which is also when it crashes. A job that was reused is never cancelled.
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait for the products, in seconds.
-        max_failed_looks: How many looks in a row may fail.
+        max_failed_looks: How many looks in a row, and how many attempts at a file, may fail.
 
     Returns:
         A `BuildReport`, as the result of the state Completed. The state is Cancelled if every
@@ -81,9 +106,9 @@ def build_products(
     Raises:
         InvalidRequestError: The request cannot be sent; nothing was.
         ConfigurationError: No account is set, or it cannot be right; nothing was sent.
-        OutputError: The folder cannot be used; nothing was sent.
+        OutputError: The folder cannot be used, or another process uses it; nothing was sent.
         RequestRefusedError: The service did not accept the parameters.
-        SubmitUncertainError: No clear answer came; a job may exist.
+        SubmitUncertainError: It cannot be told which job, if any, the request has become.
         ProductsError: A product is not there; it carries the report.
         DeadlineError, FailedLooksError: The wait ended before the products did; the job lives on.
     """
@@ -91,44 +116,233 @@ def build_products(
     account = load_credentials(credentials)
     wanted = _read(request, account)
     output_dir = output_dir.expanduser().absolute()
-    job = _prepare(output_dir, wanted, archive_format, overwrite=overwrite)
-    if job is None:
-        job = tasks.submit_request(wanted, account, record_dir=output_dir)
-    downloads: dict[Product, PrefectFuture[ProductFile]] = {}
-    outcome: Outcome | None = None
-    trouble: WaitError | None = None
-    give_up_at = time.monotonic() + deadline_s
-    while trouble is None and (outcome is None or outcome.pending):
-        ended = outcome.ended if outcome else ()
-        try:
-            outcome = tasks.wait_for_products(
-                job,
+    archive.make_directory(output_dir)
+    with archive.exclusive(output_dir / RECORD_NAME):
+        seen = None
+        record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
+        if record is None and reuse != "never":
+            found = tasks.find_job(wanted, account, failed_too=reuse == "always")
+            if found:
+                job, seen = found
+                record = _put_on_record(output_dir, job, request=encode(wanted), reused=True)
+                get_run_logger().info("Taking %s, which answers the request already.", job)
+        if record is None:
+            job = tasks.submit_request(
+                wanted,
                 account,
-                since=outcome,
-                until="next",
-                pacing=pacing,
-                deadline_s=max(1e-3, give_up_at - time.monotonic()),
-                max_failed_looks=max_failed_looks,
+                record_dir=output_dir,
+                settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
             )
-        except WaitError as error:
-            outcome, trouble = error.outcome, error
-        for status in outcome.statuses.values() if outcome else ():
-            if status.product in ended:
-                continue
-            if status.state is ProductState.READY:
-                downloads[status.product] = tasks.download_product.submit(
-                    job,
-                    status.product,
-                    output_dir,
-                    archive_format,
-                    account,
-                    overwrite=overwrite,
-                    extract=extract,
-                )
-            elif status.state is ProductState.ALARM and trouble is None:
-                # One that a wait which ended early has seen only once is no alarm yet.
-                _alarm(job, status)
+            record = _record_after_submit(output_dir, job, wanted)
+        return _follow(
+            record,
+            account,
+            output_dir,
+            seen=seen,
+            started_at=started_at,
+            archive_format=archive_format,
+            extract=extract,
+            overwrite=overwrite,
+            accept_partial=accept_partial,
+            cancel_job="never" if record.reused else cancel_job,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            max_failed_looks=max_failed_looks,
+        )
 
+
+@flow(
+    name="attach-products",
+    flow_run_name="attach: job {job_id}",
+    on_cancellation=[runs.cancel_jobs],
+    on_crashed=[runs.cancel_jobs],
+)
+def attach_products(
+    job_id: Annotated[int, Field(ge=1)],
+    output_dir: Path,
+    credentials: str | None = None,
+    archive_format: ArchiveFormat = "tar.gz",
+    extract: bool = False,
+    overwrite: bool = False,
+    accept_partial: bool = False,
+    cancel_job: CancelPolicy = "when-cancelled",
+    pacing: Pacing | None = None,
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
+    max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
+) -> BuildReport:
+    """Go on with a job of the account, whoever submitted it and on whatever machine, as `build_products` would.
+
+    The folder gets the job's record: a run of `build_products` that could not tell what had become of
+    its request goes on with this job when it is run again.
+
+    Args:
+        job_id: The JobID, as `prefect-xrt jobs` lists it.
+        output_dir: Where the files go, with `job.json`, `jobPars.json` and `report.json`.
+        credentials: As for `build_products`, like all that follows.
+        archive_format: How the files are bundled.
+        extract: Also unpack every bundle, into a folder beside it.
+        overwrite: Replace what the folder holds of another job.
+        accept_partial: Complete even if only some products are ready.
+        cancel_job: Whether what still builds is cancelled with this run.
+        pacing: When to look; never more often than once a minute, except on this machine.
+        deadline_s: How long to wait for the products, in seconds.
+        max_failed_looks: How many looks in a row, and how many attempts at a file, may fail.
+
+    Returns:
+        As `build_products`.
+
+    Raises:
+        JobNotFoundError: The job does not exist, or is someone else's.
+        ConfigurationError: No account is set, or it cannot be right; nothing was sent.
+        OutputError: The folder cannot be used, another process uses it, or it belongs to another job.
+        ProductsError: A product is not there; it carries the report.
+        DeadlineError, FailedLooksError: The wait ended before the products did; the job lives on.
+    """
+    started_at = datetime.now(UTC)
+    account = load_credentials(credentials)
+    output_dir = output_dir.expanduser().absolute()
+    archive.make_directory(output_dir)
+    with archive.exclusive(output_dir / RECORD_NAME):
+        record = None if overwrite else read_record(output_dir)
+        if record and record.job.id != job_id:
+            raise _belongs_to(output_dir, record)
+        if record is None:
+            left = None if overwrite else read_submission(output_dir)
+            job = tasks.attach_job(job_id, account)
+            if not overwrite:
+                archive.refuse_foreign_files(output_dir, job.products, archive_format, job)
+            asked = left.request if left and same_request(left.request, job.parameters) is not False else None
+            record = _put_on_record(output_dir, job, request=asked, owner=left.owner if left else None)
+            remove_submission(output_dir)
+        return _follow(
+            record,
+            account,
+            output_dir,
+            seen=None,
+            started_at=started_at,
+            archive_format=archive_format,
+            extract=extract,
+            overwrite=overwrite,
+            accept_partial=accept_partial,
+            cancel_job=cancel_job,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            max_failed_looks=max_failed_looks,
+        )
+
+
+def _record_of(
+    request: ProductRequest, output_dir: Path, archive_format: ArchiveFormat, *, overwrite: bool
+) -> JobRecord | None:
+    """Return the record in the folder if it is of this request, so that its job is gone on with.
+
+    Raises:
+        OutputError: The folder belongs to another job, or holds files of unknown origin.
+    """
+    try:
+        record = read_record(output_dir)
+    except OutputError:
+        if not overwrite:
+            raise
+        record = None
+    if record and (
+        record.owner == runs.submission_owner(output_dir)
+        or (record.answers(request) and not (overwrite and record.finished_at))
+    ):
+        get_run_logger().info(
+            "Going on with %s, which this request has become; to build it again, overwrite or choose another folder.",
+            record.job,
+        )
+        return record
+    if overwrite:
+        return None
+    if record:
+        raise _belongs_to(output_dir, record)
+    if read_submission(output_dir) is None:
+        archive.refuse_foreign_files(output_dir, request.products, archive_format)
+    return None
+
+
+def _belongs_to(output_dir: Path, record: JobRecord) -> OutputError:
+    return OutputError(
+        f"{output_dir} belongs to {record.job}. Go on with that by `prefect-xrt attach {record.job.id} "
+        f"--out {output_dir}`, choose another folder, or have it overwritten (--overwrite)."
+    )
+
+
+def _put_on_record(
+    output_dir: Path,
+    job: Job,
+    *,
+    request: dict[str, JsonValue] | None,
+    owner: str | None = None,
+    reused: bool = False,
+) -> JobRecord:
+    record = JobRecord(
+        job=job,
+        flow_run_id=flow_run.id,
+        owner=owner or runs.submission_owner(output_dir),
+        request=request,
+        reused=reused,
+    )
+    write_record(output_dir, record)
+    return record
+
+
+def _record_after_submit(output_dir: Path, job: Job, request: ProductRequest) -> JobRecord:
+    """Return the record that the submission wrote; where Prefect remembered the job, write it anew."""
+    record = read_record(output_dir)
+    if record and record.job.id == job.id:
+        return record
+    try:
+        return _put_on_record(output_dir, job, request=encode(request))
+    except OutputError as error:
+        get_run_logger().error("The record of %s could not be written: %s", job, error)
+        return JobRecord(job=job, request=encode(request))
+
+
+def _follow(
+    record: JobRecord,
+    account: XRTCredentials,
+    output_dir: Path,
+    *,
+    seen: Outcome | None,
+    started_at: datetime,
+    archive_format: ArchiveFormat,
+    extract: bool,
+    overwrite: bool,
+    accept_partial: bool,
+    cancel_job: CancelPolicy,
+    pacing: Pacing | None,
+    deadline_s: float,
+    max_failed_looks: int,
+) -> BuildReport:
+    """Bring the products of a job into the folder, and end the run as what became of them says."""
+    job = record.job
+
+    def fetch(product: Product) -> PrefectFuture[ProductFile]:
+        return tasks.download_product.submit(
+            job,
+            product,
+            output_dir,
+            archive_format,
+            account,
+            overwrite=overwrite,
+            extract=extract,
+            pacing=pacing,
+            max_failed_looks=max_failed_looks,
+        )
+
+    wait = partial(
+        tasks.wait_for_products,
+        job,
+        account,
+        until="next",
+        pacing=pacing,
+        max_failed_looks=max_failed_looks,
+        cancel_job=cancel_job,
+    )
+    outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, deadline_s)
     files, problems = _collect(downloads)
     if overwrite:
         try:
@@ -142,11 +356,53 @@ def build_products(
         problems,
         output_dir=output_dir,
         started_at=started_at,
-        problem=trouble.message if trouble else None,
+        problem=str(trouble) if trouble else None,
     )
+    # A run whose end the server does not hear of would never end.
+    runs.await_server()
     _show(report)
+    if not (trouble or problems):
+        _note_finished(record, report)
     # Prefect makes a state that is returned the state of the run.
     return cast(BuildReport, _final_state(report, outcome, trouble, accept_partial=accept_partial))
+
+
+def _wait_and_fetch(
+    outcome: Outcome | None,
+    wait: Callable[..., Outcome],
+    fetch: Callable[[Product], PrefectFuture[ProductFile]],
+    deadline_s: float,
+) -> tuple[Outcome | None, dict[Product, PrefectFuture[ProductFile]], Trouble | None]:
+    """Wait until every product has ended, fetching each as soon as it is ready; tell what ended the wait early."""
+    downloads: dict[Product, PrefectFuture[ProductFile]] = {}
+    trouble: Trouble | None = None
+    ended: tuple[Product, ...] = ()
+    give_up_at = time.monotonic() + deadline_s
+    while True:
+        for status in outcome.statuses.values() if outcome else ():
+            if status.product in ended:
+                continue
+            if status.state is ProductState.READY:
+                downloads[status.product] = fetch(status.product)
+            elif outcome and status.state is ProductState.ALARM and trouble is None:
+                # One that a wait which ended early has seen only once is no alarm yet.
+                _alarm(outcome.job, status)
+        if trouble or (outcome and outcome.complete):
+            return outcome, downloads, trouble
+        ended = outcome.ended if outcome else ()
+        try:
+            outcome = wait(since=outcome, deadline_s=max(1e-3, give_up_at - time.monotonic()))
+        except WaitError as error:
+            outcome, trouble = error.outcome, error
+        except runs.RunCancelled as stop:
+            trouble = stop
+
+
+def _note_finished(record: JobRecord, report: BuildReport) -> None:
+    try:
+        write_record(report.output_dir, record.model_copy(update={"finished_at": report.finished_at}))
+    except OutputError as error:
+        get_run_logger().error("It could not be noted that %s is finished: %s", record.job, error)
 
 
 def _read(request: ProductRequest | dict[str, JsonValue], account: XRTCredentials) -> ProductRequest:
@@ -164,47 +420,6 @@ def _read(request: ProductRequest | dict[str, JsonValue], account: XRTCredential
     return wanted
 
 
-def _prepare(
-    output_dir: Path, request: ProductRequest, archive_format: ArchiveFormat, *, overwrite: bool
-) -> Job | None:
-    """Make sure that the folder can take the files; return the job if an earlier attempt has asked for it."""
-    archive.make_directory(output_dir)
-    record = read_record(output_dir)
-    if record and _is_ours(record.flow_run_id):
-        get_run_logger().info("Going on with %s, which an earlier attempt submitted.", record.job)
-        return record.job
-    if overwrite:
-        return None
-    if record:
-        raise OutputError(
-            f"{output_dir} belongs to {record.job}. Fetch its files by `prefect-xrt download {record.job.id} "
-            f"--out {output_dir}`, choose another folder, or have it overwritten (--overwrite)."
-        )
-    archive.refuse_foreign_files(output_dir, request.products, archive_format)
-    return None
-
-
-def _is_ours(run_id: str | None) -> bool:
-    """Tell whether a flow run was an earlier attempt of this one.
-
-    A flow run that is retried keeps its ID; a flow that is called by one gets a new run each time, and
-    what the runs have in common is the place of the call.
-    """
-    context = FlowRunContext.get()
-    own = context.flow_run if context else None
-    if own is None or run_id is None:
-        return False
-    if run_id == str(own.id):
-        return True
-    if own.parent_task_run_id is None:
-        return False
-    with get_client(sync_client=True) as client:
-        try:
-            return client.read_flow_run(UUID(run_id)).parent_task_run_id == own.parent_task_run_id
-        except (ObjectNotFound, ValueError):
-            return False
-
-
 def _alarm(job: Job, status: ProductStatus) -> None:
     get_run_logger().error(
         "%s of %s has status %s (%s), which should never happen. A report for %s is ready among the artifacts.",
@@ -214,7 +429,7 @@ def _alarm(job: Job, status: ProductStatus) -> None:
         status.text,
         HELP_DESK,
     )
-    with _not_vital("The alarm"):
+    with runs.not_vital("The alarm could not be shown"):
         reports.raise_alarm(job, status, datetime.now(UTC))
 
 
@@ -238,29 +453,22 @@ def _show(report: BuildReport) -> None:
         reports.write_report(report)
     except OutputError as error:
         get_run_logger().error("The report could not be written: %s", error)
-    with _not_vital("The report's artifact"):
+    with runs.not_vital("The report's artifact could not be shown"):
         reports.publish_report(report)
 
 
-@contextmanager
-def _not_vital(what: str) -> Iterator[None]:
-    """Let a server that is away for a moment not cost the products."""
-    try:
-        yield
-    except Exception:
-        get_run_logger().warning("%s could not be shown.", what, exc_info=True)
-
-
 def _final_state(
-    report: BuildReport, outcome: Outcome | None, trouble: WaitError | None, *, accept_partial: bool
+    report: BuildReport, outcome: Outcome | None, trouble: Trouble | None, *, accept_partial: bool
 ) -> State[Any]:
     summary = report.summary()
     if report.succeeded or (accept_partial and report.files and not trouble):
         return Completed(message=summary, data=report)
-    if trouble:
+    if isinstance(trouble, WaitError):
         trouble.report = report
-    error = trouble or ProductsError(summary, outcome=outcome, report=report)
-    if report.cancelled:
+        error: XRTError = trouble
+    else:
+        error = ProductsError(summary, outcome=outcome, report=report)
+    if report.cancelled or isinstance(trouble, runs.RunCancelled):
         return Cancelled(message=summary, data=error)
     if _will_be_retried():
         # Prefect retries a flow that raises; one that returns a failed state would wait for ever.

@@ -145,7 +145,12 @@ def publish_report(report: BuildReport) -> None:
         }
         for entry in report.products
     ]
-    create_table_artifact(rows, key=f"xrt-job-{report.job.id}", description=report.summary())
+    create_table_artifact(rows, key=artifact_key(report.job.id), description=report.summary())
+
+
+def artifact_key(job_id: int) -> str:
+    """Return the key under which the UI shows a job, from its submission to its report."""
+    return f"xrt-job-{job_id}"
 
 
 def raise_alarm(job: Job, status: ProductStatus, looked_at: datetime) -> None:

@@ -12,24 +12,25 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Literal
 
-from prefect import State, get_run_logger, task
+from prefect import get_run_logger, task
 from prefect.cache_policies import INPUTS, NO_CACHE, RUN_ID
 from prefect.runtime import flow_run
 
-from prefect_xrt import archive, sensor
+from prefect_xrt import archive, runs, sensor, submission
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.blocks import XRTCredentials, load_credentials
-from prefect_xrt.errors import ArchiveError, OutputError, UnsafeArchiveError, XRTError, is_transient
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
-from prefect_xrt.records import JobRecord, write_record
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.runs import CancelPolicy
 from prefect_xrt.sensor import Pacing
+from prefect_xrt.state import LocalLooks
 
 __all__ = [
     "attach_job",
     "cancel_products",
     "check_product_status",
     "download_product",
+    "find_job",
     "submit_request",
     "wait_for_products",
 ]
@@ -44,39 +45,74 @@ on_look: ContextVar[Callable[[Outcome], None] | None] = ContextVar("on_look", de
 @task(
     name="submit",
     task_run_name="submit: {request.name}",
-    cache_policy=(INPUTS - "credentials" - "record_dir") + RUN_ID,
+    cache_policy=(INPUTS - "credentials" - "record_dir" - "settle_s") + RUN_ID,
     persist_result=True,
     result_serializer="json",
 )
 def submit_request(
-    request: ProductRequest, credentials: Credentials = None, *, record_dir: Path | None = None
+    request: ProductRequest,
+    credentials: Credentials = None,
+    *,
+    record_dir: Path | None = None,
+    settle_s: float = submission.SETTLE_S,
 ) -> Job:
-    """Submit a request, once per flow run.
+    """Submit a request, once per flow run, whatever happens to the answer or to the process.
 
     Args:
         request: What to build.
         credentials: The account; the one in the environment by default.
-        record_dir: Where to write the job's record (`job.json`, `jobPars.json`) at once.
+        record_dir: Where the job's record (`job.json`, `jobPars.json`) goes at once.
+        settle_s: How long the service's list may take to show a job, in seconds, where it is to decide
+            whether a request became one.
 
     Returns:
         The job.
 
     Raises:
         RequestRefusedError: The service did not accept the parameters.
-        SubmitUncertainError: No clear answer came; a job may exist.
+        SubmitUncertainError: It cannot be told which job, if any, the request has become.
         ServiceUnreachableError: Nothing was sent.
+        OutputError: The record cannot be written; nothing was sent.
     """
     logger = get_run_logger()
-    with load_credentials(credentials).get_client() as client:
-        job = client.submit(request)
+    account = load_credentials(credentials)
+    asked_between = None
+    with runs.not_vital("It could not be asked whether this run was tried before"):
+        asked_between = runs.attempts_before()
+    with account.get_client() as client:
+        job = submission.submit_once(
+            client,
+            request,
+            owner=runs.submission_owner(record_dir),
+            claims=runs.RunClaims(account.base_url),
+            directory=record_dir,
+            flow_run_id=flow_run.id,
+            asked_between=asked_between,
+            settle_s=settle_s,
+            log=logger.info,
+            sleep=runs.pausing(),
+        )
     logger.info("The service accepted %s: %s.", job, ", ".join(product.value for product in job.products))
-    if record_dir:
-        try:
-            write_record(record_dir, JobRecord(job=job, flow_run_id=flow_run.id))
-        except OutputError as error:
-            # The job exists; failing here would lose it, or make it twice.
-            logger.error("The record of %s could not be written: %s", job, error)  # noqa: TRY400 - says it all
     return job
+
+
+@task(name="find job", task_run_name="find: {request.name}", cache_policy=NO_CACHE)
+def find_job(
+    request: ProductRequest, credentials: Credentials = None, *, failed_too: bool = False
+) -> tuple[Job, Outcome] | None:
+    """Find a job of this account that answers a request already, so that it need not be built again.
+
+    Args:
+        request: What is asked for.
+        credentials: The account; the one in the environment by default.
+        failed_too: Take a job of which a product failed or was cancelled, too.
+
+    Returns:
+        The newest job with these parameters and a look at it, if it still builds or its files are on the
+        server; else None.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return submission.find_job(client, request, failed_too=failed_too)
 
 
 @task(name="attach", task_run_name="attach: job {job_id}", cache_policy=NO_CACHE)
@@ -122,6 +158,7 @@ def wait_for_products(
     pacing: Pacing | None = None,
     deadline_s: float = sensor.DEADLINE_S,
     max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
+    cancel_job: CancelPolicy = "when-cancelled",
 ) -> Outcome:
     """Wait until the products of a job have ended: the sensor.
 
@@ -133,6 +170,9 @@ def wait_for_products(
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait altogether, in seconds.
         max_failed_looks: How many looks in a row may fail.
+        cancel_job: Whether what still builds is cancelled with the flow run: "never", "when-cancelled",
+            or "when-stopped", which is also when it crashes. A flow that calls this needs the hook
+            `cancel_jobs` for where its process can do nothing any more.
 
     Returns:
         The last status of every product, however it ended.
@@ -141,7 +181,8 @@ def wait_for_products(
         DeadlineError: The deadline has passed; the job lives on.
         FailedLooksError: Too many looks in a row told nothing; the job lives on.
     """
-    with load_credentials(credentials).get_client() as client:
+    account = load_credentials(credentials)
+    with account.get_client() as client, runs.cancelled_with_run(job, account, cancel_job):
         return sensor.wait_for_products(
             client,
             job,
@@ -152,24 +193,12 @@ def wait_for_products(
             max_failed_looks=max_failed_looks,
             log=get_run_logger().info,
             on_look=on_look.get(),
+            looks=LocalLooks(account.base_url),
+            sleep=runs.pausing(),
         )
 
 
-def _may_be_retried(_task: object, _run: object, state: State[ProductFile]) -> bool:
-    """Tell whether a download that failed may go better in a while; a missing file stays missing."""
-    error = state.result(raise_on_failure=False)
-    damaged = isinstance(error, ArchiveError) and not isinstance(error, UnsafeArchiveError)
-    return damaged or (isinstance(error, XRTError) and is_transient(error))
-
-
-@task(
-    name="download",
-    task_run_name="download: {product} of {job}",
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[10, 60],
-    retry_condition_fn=_may_be_retried,
-)
+@task(name="download", task_run_name="download: {product} of {job}", cache_policy=NO_CACHE)
 def download_product(
     job: Job,
     product: Product,
@@ -179,6 +208,8 @@ def download_product(
     *,
     overwrite: bool = False,
     extract: bool = False,
+    pacing: Pacing | None = None,
+    max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
 ) -> ProductFile:
     """Fetch the files of one product, whole and verified, or not at all.
 
@@ -190,6 +221,8 @@ def download_product(
         credentials: The account; the one in the environment by default.
         overwrite: Replace a file that is there already.
         extract: Also unpack it, into a folder beside it.
+        pacing: Its shortest interval is the longest pause between two attempts.
+        max_failed_looks: How many attempts in a row may bring nothing.
 
     Raises:
         ProductMissingError: The service has no such file.
@@ -198,7 +231,15 @@ def download_product(
     """
     with load_credentials(credentials).get_client() as client:
         file = archive.download(
-            client, job, product, directory, archive_format, overwrite=overwrite, unpack=extract
+            client,
+            job,
+            product,
+            directory,
+            archive_format,
+            overwrite=overwrite,
+            unpack=extract,
+            max_failed_attempts=max_failed_looks,
+            ceiling_s=(pacing or Pacing()).floor_s,
         )
     get_run_logger().info(
         "%s %s (%d bytes, SHA-256 %s).", "Kept" if file.kept else "Wrote", file.path, file.size, file.sha256

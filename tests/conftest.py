@@ -34,10 +34,12 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_HOME": _HOME.name,
+    "XDG_STATE_HOME": _HOME.name,
     "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.1",
     "PREFECT_CLI_PROMPT": "false",
 }
 
+ROOT = Path(__file__).resolve().parent.parent
 _START_S = 180.0
 _SETTLE_S = 30.0
 
@@ -74,9 +76,9 @@ class Server:
         return self._settled(ended)
 
     def artifacts(self, run_id: object) -> dict[str, dict[str, Any]]:
-        """Give a flow run's artifacts by their keys."""
+        """Give a flow run's newest artifact of each key."""
         found = self.find("artifacts", artifacts={"flow_run_id": {"any_": [str(run_id)]}})
-        return {artifact["key"]: artifact for artifact in found}
+        return {artifact["key"]: artifact for artifact in sorted(found, key=lambda entry: entry["created"])}
 
     def events(self, name: str, resource: str) -> list[dict[str, Any]]:
         """Give the events of a name about a resource, once there is one."""
@@ -169,6 +171,46 @@ def server(prefect_process: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator
     monkeypatch.setenv("PREFECT_API_URL", prefect_process.url)
     with temporary_settings({PREFECT_API_URL: prefect_process.url}):
         yield prefect_process
+
+
+def prefect(server: Server, *arguments: str) -> str:
+    """Run a command of Prefect's at the root of the checkout, as the deployment file tells people to."""
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=ROOT,
+        env=os.environ | {"PWD": str(ROOT), "PREFECT_API_URL": server.url},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect_process: Server) -> None:
+    """Deploy all that is in the deployment file."""
+    prefect(prefect_process, "work-pool", "create", "xrt", "--type", "process")
+    prefect(prefect_process, "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+
+
+@pytest.fixture(scope="module")
+def worker(
+    prefect_process: Server, deployed: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a worker for what is deployed."""
+    with (tmp_path_factory.mktemp("worker") / "worker.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "xrt"],
+            env=os.environ | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_API_URL": prefect_process.url},
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait(60)
 
 
 @pytest.fixture

@@ -277,5 +277,5 @@ class TestJob:
     def test_deadline(self, block: Callable[..., XRTJob]) -> None:
         """The block's deadline holds, and the error tells how to go on."""
         run = block({"default": Timeline.of((3,))}, deadline_s=0.1).trigger()
-        with pytest.raises(DeadlineError, match="prefect-xrt wait 801"):
+        with pytest.raises(DeadlineError, match="prefect-xrt attach 801 --out"):
             run.wait_for_completion()

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from prefect_xrt import BuildReport
+from prefect_xrt import BuildReport, ProductRequest
 from prefect_xrt.cli import cli
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 
@@ -168,7 +168,7 @@ class TestWait:
         with submitted(request_file) as job_id:
             done = run("wait", job_id, *FAST, "--deadline", "0.2")
         assert done.exit_code == 8
-        assert "`prefect-xrt wait 801`" in one_line(done)
+        assert "`prefect-xrt attach 801 --out DIR`" in one_line(done)
         assert emulator.calls("cancel") == []
 
     def test_interrupted(self, service: Callable[..., Emulator], request_file: Path) -> None:
@@ -363,12 +363,12 @@ class TestSettings:
     def test_options_before_variables(
         self, service: Callable[..., Emulator], request_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Options come before variables."""
-        emulator = service(users=("first@example.org", "second@example.org"))
+        """Options come before variables; the address is none, since the list of processes would show it."""
+        emulator = service()
         monkeypatch.setenv("PREFECT_XRT_BASE_URL", "http://127.0.0.1:9/user_objects")
-        options = ("--user-id", "second@example.org", "--base-url", emulator.url)
-        assert run("submit", request_file, *options).exit_code == 0
-        assert emulator.jobs[801].user == "second@example.org"
+        assert run("submit", request_file, "--base-url", emulator.url).exit_code == 0
+        assert run("submit", request_file, "--user-id", "somebody@example.org").exit_code == 2
+        assert len(emulator.jobs) == 1
 
     @pytest.mark.usefixtures("server")
     def test_variables_before_a_block(
@@ -448,17 +448,23 @@ class TestExitCodes:
         assert done.exit_code == 9
         one_line(done)
 
-    def test_job_of_someone_else(self, service: Callable[..., Emulator], request_file: Path) -> None:
+    def test_job_of_someone_else(
+        self, service: Callable[..., Emulator], request_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Someone else's job: 9, and it is left alone."""
         emulator = service(default=Timeline.of((3,)), users=("first@example.org", "second@example.org"))
         with submitted(request_file) as job_id:
-            assert run("cancel", job_id, "--user-id", "second@example.org").exit_code == 9
+            monkeypatch.setenv("PREFECT_XRT_USER_ID", "second@example.org")
+            assert run("cancel", job_id).exit_code == 9
         assert emulator.calls("cancel") == []
 
-    def test_unregistered(self, service: Callable[..., Emulator], request_file: Path) -> None:
+    def test_unregistered(
+        self, service: Callable[..., Emulator], request_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """An address that is not registered: 10, and it is not repeated."""
         emulator = service()
-        done = run("submit", request_file, "--user-id", "stranger@example.org")
+        monkeypatch.setenv("PREFECT_XRT_USER_ID", "stranger@example.org")
+        done = run("submit", request_file)
         assert done.exit_code == 10
         assert "stranger" not in done.output
         assert emulator.jobs == {}
@@ -484,11 +490,31 @@ class TestExitCodes:
         assert emulator.jobs == {}
 
     def test_uncertain(self, service: Callable[..., Emulator], request_file: Path) -> None:
-        """A lost answer: 11, how to find the job, and no second request."""
-        emulator = service(faults=[Fault("submit", "reset-after")])
-        done = run("submit", request_file)
+        """A lost answer, and a list that cannot be read: 11, how to go on, and no second request."""
+        emulator = service(faults=[Fault("submit", "reset-after"), Fault("list", "http-500", times=4)])
+        done = run("submit", request_file, "--interval", "0.05")
         assert done.exit_code == 11
-        assert "`prefect-xrt jobs`" in one_line(done)
+        assert "`prefect-xrt attach JOB_ID --out DIR`" in done.stderr
+        assert list(emulator.jobs) == [801]
+
+    def test_lost_answer(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
+        """A lost answer costs nothing: the job is found and printed, and again for the same folder."""
+        emulator = service(faults=[Fault("submit", "reset-after")])
+        submit = ("submit", request_file, "--interval", "0.05", "--out", tmp_path / "out")
+        assert [run(*submit).stdout for _ in range(2)] == ["801\n", "801\n"]
+        assert len(emulator.calls("submit")) == 1
+
+    def test_folder_of_another_request(
+        self, service: Callable[..., Emulator], request_: ProductRequest, request_file: Path, tmp_path: Path
+    ) -> None:
+        """A folder that belongs to another request: 12, and nothing is sent."""
+        emulator = service()
+        run("submit", request_file, "--out", tmp_path / "out")
+        other = request_.model_copy(update={"position_error_arcmin": 2})
+        request_file.write_text(other.model_dump_json(exclude={"products"}))
+        done = run("submit", request_file, "--out", tmp_path / "out")
+        assert done.exit_code == 12
+        assert "belongs to job 801" in one_line(done)
         assert list(emulator.jobs) == [801]
 
     def test_error_as_json(self, service: Callable[..., Emulator]) -> None:
@@ -558,14 +584,44 @@ class TestBuild:
         tmp_path: Path,
         build: Callable[..., Result],
     ) -> None:
-        """A folder of another build is left alone (12), unless it may be overwritten."""
+        """What is there is kept, unless it may be overwritten; a folder of another build is left alone (12)."""
         emulator = service(default=READY)
         codes = [
             build(request_file, "--out", tmp_path / "out", *option).exit_code
             for option in ([], [], ["--overwrite"])
         ]
-        assert codes == [0, 12, 0]
+        assert codes == [0, 0, 0]
         assert list(emulator.jobs) == [801, 802]
+        request_file.write_text(request_file.read_text().replace("GRB 200416A", "GRB 200416B"))
+        assert build(request_file, "--out", tmp_path / "out").exit_code == 12
+
+    def test_attach(
+        self,
+        service: Callable[..., Emulator],
+        request_file: Path,
+        tmp_path: Path,
+        build: Callable[..., Result],
+    ) -> None:
+        """A job is gone on with by its ID alone: its files are brought, and its record is written."""
+        service(default=READY)
+        run("submit", request_file)
+        done = build("801", "--out", tmp_path / "out", act="attach")
+        assert done.exit_code == 0
+        assert "3 of 3 products of job 801" in done.stdout
+        assert (tmp_path / "out" / "job.json").exists()
+
+    def test_reuse(
+        self,
+        service: Callable[..., Emulator],
+        request_file: Path,
+        tmp_path: Path,
+        build: Callable[..., Result],
+    ) -> None:
+        """A job with the same parameters is taken where that is wanted."""
+        emulator = service(default=READY)
+        run("submit", request_file)
+        done = build(request_file, "--out", tmp_path / "out", "--reuse", "unless-failed")
+        assert (done.exit_code, list(emulator.jobs)) == (0, [801])
 
     @pytest.mark.parametrize(
         ("scenario", "options", "expected"),
@@ -574,10 +630,18 @@ class TestBuild:
             ({"default": CANCELLED}, (), 5),
             ({"default": READY, "timelines": {"spec": Timeline.of((3,))}}, ("--deadline", "0.3"), 8),
             ({"active_job_limit": 0}, (), 6),
-            ({"faults": [Fault("submit", "reset-after")]}, (), 11),
-            ({}, ("--user-id", "stranger@example.org"), 10),
+            (
+                {
+                    "faults": [
+                        Fault("submit", "reset-after"),
+                        Fault("list", "http-500", times=4),
+                    ]
+                },
+                (),
+                11,
+            ),
         ],
-        ids=["failed", "cancelled", "deadline", "refused", "uncertain", "unregistered"],
+        ids=["failed", "cancelled", "deadline", "refused", "uncertain"],
     )
     def test_exit_code(
         self,
@@ -608,11 +672,13 @@ class TestBuild:
         assert any("Traceback" in text for _, text in lines)
 
     def test_interrupted(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
-        """Interrupted: 130, without a traceback; the job is on record and lives on."""
+        """Interrupted: 130, without a traceback; the job is on record, and lives on where that is wanted."""
         emulator = service(default=Timeline.of((3,)))
         out = tmp_path / "out"
         process = subprocess.Popen(
-            command("build", request_file, "--out", out, *FAST), stderr=subprocess.PIPE, text=True
+            command("build", request_file, "--out", out, "--cancel-job", "never", *FAST),
+            stderr=subprocess.PIPE,
+            text=True,
         )
         while not emulator.calls("status"):
             time.sleep(0.05)
@@ -656,13 +722,13 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
     formatters = [(handler, handler.formatter) for handler in handlers]
     for name in ("PREFECT_XRT_USER_ID", "PREFECT_XRT_BASE_URL"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    yield lambda *arguments: run("build", *arguments, *FAST)
+    yield lambda *arguments, act="build": run(act, *arguments, *FAST)
     for handler, formatter in formatters:
         handler.setFormatter(formatter)
 
 
 class TestEmulator:
-    def test_until_interrupted(self, request_file: Path) -> None:
+    def test_until_interrupted(self, request_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """The embedded service answers until it is interrupted."""
         process = subprocess.Popen(
             command("emulator", "--port", "0", "--speed", "1000"), stderr=subprocess.PIPE, text=True
@@ -671,7 +737,8 @@ class TestEmulator:
             announced = str(process.stderr and process.stderr.readline())
             url = re.search(r"http://\S+", announced)
             assert url
-            done = run("submit", request_file, "--user-id", "demo@example.org", "--base-url", url[0])
+            monkeypatch.setenv("PREFECT_XRT_USER_ID", "demo@example.org")
+            done = run("submit", request_file, "--base-url", url[0])
             assert done.stdout == "801\n"
         finally:
             process.send_signal(signal.SIGINT)

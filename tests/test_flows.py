@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from prefect import State, flow
 
-from prefect_xrt import BuildReport, Pacing, ProductRequest, build_products
+from prefect_xrt import BuildReport, Pacing, ProductRequest, XRTClient, attach_products, build_products
+from prefect_xrt.archive import exclusive
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 from prefect_xrt.errors import (
     ConfigurationError,
     DeadlineError,
     FailedLooksError,
     InvalidRequestError,
+    JobNotFoundError,
     OutputError,
     ProductsError,
     RequestRefusedError,
@@ -367,9 +369,10 @@ class TestEndOfTheWait:
         assert (state.type.value, state.name) == ("FAILED", "Partly")
         error = error_of(state)
         assert isinstance(error, DeadlineError)
-        assert "`prefect-xrt wait 801`" in error.message
+        assert "`prefect-xrt attach 801 --out DIR`" in error.message
         assert (
-            "`prefect-xrt wait 801`" in server.flow_run(state.state_details.flow_run_id)["state"]["message"]
+            "`prefect-xrt attach 801 --out DIR`"
+            in server.flow_run(state.state_details.flow_run_id)["state"]["message"]
         )
         assert emulator.calls("cancel") == []
         assert {"lc.tar.gz", "image.tar.gz"} <= names(out)
@@ -390,7 +393,7 @@ class TestEndOfTheWait:
         service(faults=[Fault("status", "http-503", times=-1)])
         error = error_of(build(request_, out, max_failed_looks=3))
         assert isinstance(error, FailedLooksError)
-        assert "`prefect-xrt wait 801`" in error.message
+        assert "`prefect-xrt attach 801 --out DIR`" in error.message
         record = read_record(out)
         assert record
         assert record.job.id == 801
@@ -451,17 +454,205 @@ class TestRetries:
     def test_two_calls_in_one_pipeline(
         self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
     ) -> None:
-        """A second call of one pipeline into the folder of the first is another build, and is refused it."""
+        """A second call of one pipeline for the same request and folder is the same build, and keeps its files."""
         emulator = service(default=READY)
 
         @flow
         def pipeline() -> None:
-            build_products(request_, out, pacing=FAST)
-            build_products(request_, out, pacing=FAST)
+            first, second = (build_products(request_, out, pacing=FAST) for _ in range(2))
+            assert [file.sha256 for file in first.files] == [file.sha256 for file in second.files]
+            assert [file.kept for file in second.files] == [True] * 3
 
-        with pytest.raises(OutputError, match=r"belongs to job 801.*prefect-xrt download 801"):
-            pipeline()
+        pipeline()
         assert list(emulator.jobs) == [801]
+        assert len(emulator.calls("file")) == 3
+
+
+@pytest.mark.usefixtures("server")
+class TestAgain:
+    """The folder belongs to the request: whoever runs it again goes on with the same job."""
+
+    def test_by_another_run(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """A run that gave up, and another for the same request and folder: one job, and no file twice."""
+        emulator = service(default=READY, timelines={"spec": Timeline.of_looks((3, 4), (4,))})
+        assert isinstance(error_of(build(request_, out, deadline_s=0.1)), DeadlineError)
+        assert build(request_, out).is_completed()
+        assert list(emulator.jobs) == [801]
+        assert len(emulator.calls("file")) == 3
+
+    def test_finished(self, service: Callable[..., Emulator], request_: ProductRequest, out: Path) -> None:
+        """What is finished is verified and kept; a file that was damaged since is fetched again."""
+        emulator = service(default=READY)
+        build_products(request_, out, pacing=FAST)
+        (out / "lc.tar.gz").write_bytes(b"damaged")
+        report = build_products(request_, out, pacing=FAST)
+        assert [file.kept for file in report.files] == [False, True, True]
+        assert list(emulator.jobs) == [801]
+
+    def test_overwritten_build_that_was_stopped(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """A build that overwrites and was stopped is gone on with, not begun anew."""
+        emulator = service(default=READY, sequence=[{}, {"spec": Timeline.of_looks((3, 4), (4,))}])
+        assert build(request_, out).is_completed()
+        assert build(request_, out, overwrite=True, deadline_s=0.1).is_failed()
+        assert build(request_, out, overwrite=True).is_completed()
+        assert list(emulator.jobs) == [801, 802]
+
+    def test_another_request(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """Another request is refused the folder, with the way out, before anything is sent."""
+        emulator = service(default=READY)
+        build_products(request_, out, pacing=FAST)
+        before = len(emulator.log)
+        error = error_of(build(request_.model_copy(update={"position_error_arcmin": 2}), out))
+        assert isinstance(error, OutputError)
+        assert "belongs to job 801" in error.message
+        assert f"prefect-xrt attach 801 --out {out}" in error.message
+        assert len(emulator.log) == before
+
+    @pytest.mark.parametrize("name", ["job.json", "submission.json"])
+    def test_damaged_record(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path, name: str
+    ) -> None:
+        """A record that cannot be read is no licence to build again: a clear error, and nothing is sent."""
+        emulator = service(default=READY)
+        out.mkdir()
+        (out / name).write_text("{")
+        error = error_of(build(request_, out))
+        assert isinstance(error, OutputError)
+        assert "is damaged" in error.message
+        assert (emulator.log, (out / name).read_text()) == ([], "{")
+
+    def test_at_the_same_time(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """A folder that another process uses is refused by name, before anything is sent."""
+        emulator = service(default=READY)
+        out.mkdir()
+        with exclusive(out / "job.json"):
+            error = error_of(build(request_, out))
+        assert isinstance(error, OutputError)
+        assert "another folder" in error.message or "own folder" in error.message
+        assert emulator.log == []
+
+    def test_on_purpose(
+        self, service: Callable[..., Emulator], request_: ProductRequest, tmp_path: Path
+    ) -> None:
+        """Two runs that ask for the same at the same time into folders of their own stay two jobs."""
+        emulator = service(
+            default=READY,
+            faults=[Fault("submit", "reset-after", after=1), Fault("submit", "reset-before", after=2)],
+        )
+        runs = [build_products(request_, tmp_path / str(number), pacing=FAST).job.id for number in range(3)]
+        assert (runs, list(emulator.jobs)) == ([801, 802, 803], [801, 802, 803])
+
+
+@pytest.mark.usefixtures("server")
+class TestAttach:
+    def test_lost_job(self, service: Callable[..., Emulator], request_: ProductRequest, out: Path) -> None:
+        """A job whose ID was lost is attached to by it: its files are brought, and its record is written."""
+        emulator = service(default=READY)
+        with XRTClient(emulator.user_id, emulator.url) as client:
+            client.submit(request_)
+        report = attach_products(801, out, pacing=FAST)
+        assert report.succeeded
+        record = read_record(out)
+        assert record
+        assert (record.job.id, record.job.url) == (801, emulator.jobs[801].url)
+        # Whoever wanted it built goes on with it.
+        assert build_products(request_, out, pacing=FAST).job.id == 801
+        assert list(emulator.jobs) == [801]
+
+    def test_settles_what_is_open(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """Where it cannot be told which of two jobs a request became, attaching to one settles it."""
+        emulator = service(default=READY, faults=[Fault("submit", "reset-after", after=1)])
+        with XRTClient(emulator.user_id, emulator.url) as client:
+            client.submit(request_)
+        error = error_of(build(request_, out))
+        assert isinstance(error, SubmitUncertainError)
+        assert error.candidates == (801, 802)
+        assert attach_products(802, out, pacing=FAST).succeeded
+        assert "submission.json" not in names(out)
+        assert build_products(request_, out, pacing=FAST).job.id == 802
+        assert list(emulator.jobs) == [801, 802]
+
+    def test_job_of_someone_else(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """Somebody else's job is refused by name, and the folder stays as it was."""
+        emulator = service(default=READY, users=("demo@example.org", "other@example.org"))
+        with XRTClient("other@example.org", emulator.url) as client:
+            client.submit(request_)
+        state = attach_products(801, out, pacing=FAST, return_state=True)
+        assert isinstance(error_of(state), JobNotFoundError)
+        assert names(out) == set()
+
+    def test_folder_of_another_job(
+        self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
+    ) -> None:
+        """A folder that holds another job's files is left alone; overwriting must be asked for."""
+        service(default=READY)
+        build_products(request_, out, pacing=FAST)
+        build_products(request_, out.with_name("second"), pacing=FAST)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        error = error_of(attach_products(802, out, pacing=FAST, return_state=True))
+        assert isinstance(error, OutputError)
+        assert "belongs to job 801" in error.message
+        assert before == {path.name: path.read_bytes() for path in out.iterdir()}
+        (out / "job.json").unlink()
+        error = error_of(attach_products(802, out, pacing=FAST, return_state=True))
+        assert isinstance(error, OutputError)
+        assert "is not of this job" in error.message
+        assert attach_products(802, out, pacing=FAST, overwrite=True).succeeded
+
+
+@pytest.mark.usefixtures("server")
+class TestReuse:
+    @pytest.mark.parametrize(
+        ("spectrum", "reuse", "expected"),
+        [
+            (READY, "never", ("COMPLETED", [801, 802])),
+            (READY, "unless-failed", ("COMPLETED", [801])),
+            (Timeline.of_looks((3, 3), (4,)), "unless-failed", ("COMPLETED", [801])),
+            (FAILED, "unless-failed", ("FAILED", [801, 802])),
+            (FAILED, "always", ("FAILED", [801])),
+        ],
+        ids=["off", "complete", "active", "failed", "failed and stop"],
+    )
+    def test_job_that_is_there(
+        self,
+        service: Callable[..., Emulator],
+        request_: ProductRequest,
+        out: Path,
+        spectrum: Timeline,
+        reuse: str,
+        expected: tuple[str, list[int]],
+    ) -> None:
+        """A job with these parameters is taken instead of building again, as the parameter says."""
+        emulator = service(default=READY, timelines={"spec": spectrum})
+        with XRTClient(emulator.user_id, emulator.url) as client:
+            client.submit(request_)
+        state = build(request_, out, reuse=reuse)
+        assert expected == (state.type.value, list(emulator.jobs))
+        # The run that found it goes on with it, and a look is not repeated at once.
+        record = read_record(out)
+        assert record
+        assert record.reused == (len(emulator.jobs) == 1)
+
+    def test_expired(self, service: Callable[..., Emulator], request_: ProductRequest, out: Path) -> None:
+        """Files that were deleted are built again."""
+        emulator = service(default=READY, expire_after_s=100.0, speed=1.0)
+        with XRTClient(emulator.user_id, emulator.url) as client:
+            client.submit(request_)
+        emulator.advance(200.0)
+        assert build(request_, out, reuse="always").is_completed()
+        assert list(emulator.jobs) == [801, 802]
 
 
 @pytest.mark.usefixtures("server")
@@ -598,11 +789,16 @@ class TestBadInput:
         assert set() == names(out)
 
     def test_lost_answer(self, service: Callable[..., Emulator], request_: ProductRequest, out: Path) -> None:
-        """An answer that is lost on the way leaves one job, and an error that tells how to find it."""
-        emulator = service(faults=[Fault("submit", "reset-after")])
+        """An answer that is lost, and a list that cannot be read: an error that tells how to find the job."""
+        emulator = service(
+            default=READY, faults=[Fault("submit", "reset-after"), Fault("list", "reset-before", times=4)]
+        )
         error = error_of(build(request_, out))
         assert isinstance(error, SubmitUncertainError)
-        assert "`prefect-xrt jobs`" in error.message
+        assert f"`prefect-xrt attach JOB_ID --out {out}`" in error.message
+        assert names(out) == {"submission.json"}
+        # The same again settles it.
+        assert build(request_, out).is_completed()
         assert len(emulator.calls("submit")) == 1
 
 
@@ -617,7 +813,7 @@ class TestLostServer:
         assert state.name == "Completed"
         assert {"lc.tar.gz", "image.tar.gz", "report.json"} <= names(out)
         assert server.artifacts(state.state_details.flow_run_id) == {}
-        lines = [text for _, text in server.logs(state.state_details.flow_run_id, "could not be shown")]
+        lines = [text for _, text in server.logs(state.state_details.flow_run_id, "The alarm could not")]
         assert any("The alarm could not be shown." in line for line in lines)
 
 
@@ -654,7 +850,9 @@ class TestAddress:
             "alarm": {"default": READY, "timelines": {"spec": Timeline.of((-3,))}},
             "refused": {"active_job_limit": 0},
             "unregistered": {},
-            "uncertain": {"faults": [Fault("submit", "html-200", effect=True)]},
+            "uncertain": {
+                "faults": [Fault("submit", "html-200", effect=True), Fault("list", "http-500", times=-1)]
+            },
         }[outcome]
         registered = "someone.else@example.org" if outcome == "unregistered" else self.ADDRESS
         service(users=(registered,), **options)

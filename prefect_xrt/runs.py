@@ -1,0 +1,288 @@
+"""The Prefect run around a job: whose job it is, and what becomes of the job when the run is stopped.
+
+A job outlives the process that asked for it. A run that is cancelled cancels what its job still builds;
+a run that crashed leaves it alone, to be gone on with. Which jobs a run follows is written on the
+outermost flow run, as labels `prefect-xrt.job.<JobID>`, where hooks and automations find it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID, uuid4
+
+from prefect import Flow, State, get_run_logger
+from prefect.artifacts import TableArtifact
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.logging.loggers import flow_run_logger
+from prefect.runtime import flow_run as runtime
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+
+from prefect_xrt.blocks import XRTCredentials, load_credentials
+from prefect_xrt.errors import XRTError
+from prefect_xrt.protocol import Job, JobSummary
+from prefect_xrt.reports import artifact_key
+from prefect_xrt.state import LocalClaims
+
+__all__ = [
+    "CancelPolicy",
+    "RunCancelled",
+    "RunClaims",
+    "attempts_before",
+    "await_server",
+    "cancel_jobs",
+    "cancelled_with_run",
+    "not_vital",
+    "pausing",
+    "submission_owner",
+]
+
+CancelPolicy = Literal["never", "when-cancelled", "when-stopped"]
+"""When a run's end cancels what its job still builds: never, when the run is cancelled, or also on a crash."""
+
+_LABEL = "prefect-xrt.job."
+_CANCELLED = "cancelled"
+_OWNER = "prefect-xrt-owner"
+_OLDER = timedelta(minutes=15)
+# What of the grace time is left for the service; Prefect gives half a minute.
+_SERVICE_TIMEOUT_S = 8.0
+_PATIENCE_S = 3600.0
+_OWN_STATE_S = 10.0
+_OWN_STATE_WITH_RUNNER_S = 60.0
+
+
+class RunCancelled(BaseException):
+    """The flow run was cancelled, and only its state on the server tells: no runner looks after it."""
+
+
+@contextmanager
+def _api() -> Iterator[SyncPrefectClient]:
+    """Open a client that gives up at once: a server that is away would hold up a minute at every call."""
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+        yield client
+
+
+@contextmanager
+def not_vital(what: str) -> Iterator[None]:
+    """Let a server that is away for a moment cost neither the job nor the products."""
+    try:
+        yield
+    except Exception:
+        get_run_logger().warning("%s.", what, exc_info=True)
+
+
+def await_server(patience_s: float = _PATIENCE_S, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Wait until Prefect's server answers, so that what is told next reaches it.
+
+    Args:
+        patience_s: How long to wait at the most, in seconds.
+        sleep: Waits, in seconds.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while get_current_settings().api.url and time.monotonic() < give_up_at:
+        with _api() as client:
+            if client.api_healthcheck() is None:
+                return
+        get_run_logger().warning("Prefect's server does not answer; waiting for it.")
+        sleep(_OWN_STATE_S)
+
+
+def submission_owner(directory: Path | None) -> str:
+    """Return what stays the same at every attempt of the same submission, and differs from all others.
+
+    A flow run that is retried keeps its ID; a flow that is called by one gets a new run each time, and
+    what the runs have in common is the place of the call.
+    """
+    context = FlowRunContext.get()
+    own = context.flow_run if context else None
+    return f"{(own.parent_task_run_id or own.id) if own else uuid4()}:{directory or ''}"
+
+
+def attempts_before() -> tuple[datetime, datetime] | None:
+    """Return between when an earlier attempt of this run may have sent something, UTC; None if there was none."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return None
+    root = context.flow_run
+    if root.parent_task_run_id is not None:
+        with _api() as client:
+            root = client.read_flow_run(UUID(runtime.root_flow_run_id))
+    if root.run_count <= 1 or root.start_time is None:
+        return None
+    return root.start_time, context.start_time
+
+
+class RunClaims(LocalClaims):
+    """The claims of all runs of this Prefect server, beside those of this machine: an artifact for each job.
+
+    The artifact shows the job in the UI from its first moment on; the first one that was made for a job
+    is its owner's.
+    """
+
+    def is_free(self, summary: JobSummary, owner: str) -> bool:
+        """Whether a job belongs to nobody else on this machine or this server."""
+        if not super().is_free(summary, owner):
+            return False
+        holder = None
+        with not_vital(f"It could not be looked up whose job {summary.id} is"):
+            holder = self._first_owner(summary.id, summary.submitted_at)
+        return holder in (None, owner)
+
+    def take(self, job: Job, owner: str) -> bool:
+        """Make a job the owner's; False where it has become another's meanwhile."""
+        ours = super().take(job, owner)
+        if ours:
+            with not_vital(f"{job} could not be shown"):
+                TableArtifact(
+                    key=artifact_key(job.id),
+                    description=f"{job} was submitted; its files will be below {job.url}.",
+                    table=[{"product": product.value, "state": "requested"} for product in job.products],
+                    metadata_={_OWNER: owner},
+                ).create()
+                ours = self._first_owner(job.id, job.submitted_at) in (None, owner)
+        return ours
+
+    def _first_owner(self, job_id: int, submitted_at: datetime | None) -> str | None:
+        with _api() as client:
+            shown = client.read_artifacts(
+                artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(job_id)]))
+            )
+        # What is older than the job is of another of that number, as with services for tests.
+        oldest = submitted_at - _OLDER if submitted_at else datetime.min.replace(tzinfo=UTC)
+        claims = [
+            (artifact.created, metadata[_OWNER])
+            for artifact in shown
+            if artifact.created
+            and artifact.created >= oldest
+            and _OWNER in (metadata := artifact.metadata_ or {})
+        ]
+        return min(claims)[1] if claims else None
+
+
+def pausing(sleep: Callable[[float], None] = time.sleep) -> Callable[[float], None]:
+    """Return a sleep that ends when the flow run around it is cancelled and nobody else would tell.
+
+    A run that a worker or a served deployment has started is told by a signal; this is for one that
+    was started by hand, and for one that has lost its worker.
+
+    Raises (when slept with):
+        RunCancelled: The run's state says so.
+    """
+    if FlowRunContext.get() is None or not get_current_settings().api.url:
+        return sleep
+    every_s = _OWN_STATE_WITH_RUNNER_S if _has_runner() else _OWN_STATE_S
+    left_s = every_s
+
+    def pause(seconds: float) -> None:
+        nonlocal left_s
+        while seconds > left_s:
+            sleep(left_s)
+            seconds -= left_s
+            left_s = every_s
+            if _is_cancelled():
+                raise RunCancelled("The flow run was cancelled.")
+        sleep(seconds)
+        left_s -= seconds
+
+    return pause
+
+
+def _has_runner() -> bool:
+    return "PREFECT__FLOW_RUN_ID" in os.environ
+
+
+def _is_cancelled() -> bool:
+    """Ask the server for the state of the outermost flow run; one that does not answer says nothing."""
+    try:
+        with _api() as client:
+            state = client.read_flow_run(UUID(runtime.root_flow_run_id)).state
+    except Exception:
+        return False
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+@contextmanager
+def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) -> Iterator[None]:
+    """Cancel what a job still builds if the run that follows it is stopped meanwhile, as the policy says.
+
+    Ctrl-C cancels a run that was started by hand. What else ends a process from outside is a
+    cancellation only where the run's state says so.
+    """
+    try:
+        if runtime.id:
+            with not_vital(f"It could not be noted that this run follows {job}"):
+                _label(
+                    {f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""}
+                )
+        yield
+    except Exception:
+        raise
+    except BaseException as stop:
+        if policy == "when-stopped" or (policy == "when-cancelled" and _is_cancellation(stop)):
+            log = get_run_logger()
+            if _cancel(job, account, log.info, log.error) and runtime.id:
+                with not_vital(f"It could not be noted that {job} is cancelled"):
+                    _label({f"{_LABEL}{job.id}": _CANCELLED})
+        raise
+
+
+def _is_cancellation(stop: BaseException) -> bool:
+    by_hand = isinstance(stop, KeyboardInterrupt) and not _has_runner()
+    return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
+
+
+def _label(labels: dict[str, str]) -> None:
+    with _api() as client:
+        client.update_flow_run_labels(UUID(runtime.root_flow_run_id), dict(labels))
+
+
+def _cancel(
+    job: Job, account: XRTCredentials, log: Callable[[str], None], complain: Callable[[str], None]
+) -> bool:
+    """Cancel what a job still builds, within the time that a run which is being stopped has left."""
+    hurried = account.model_copy(
+        update={"connect_timeout_s": _SERVICE_TIMEOUT_S, "read_timeout_s": _SERVICE_TIMEOUT_S}
+    )
+    try:
+        with hurried.get_client() as client:
+            result = client.cancel(job, attempts=2)
+    except XRTError as error:
+        complain(f"{job} could not be cancelled ({error.message}) Do it by `prefect-xrt cancel {job.id}`.")
+        return False
+    for entry in result.products.values():
+        log(f"{job}, {entry.product.value}: {entry.text}")
+    return all(entry.settled for entry in result.products.values())
+
+
+def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001 - a hook
+    """Cancel what the jobs of a flow run still build: a hook for `on_cancellation` and `on_crashed`.
+
+    It runs where the process of the run no longer can, and does what each job's policy says.
+    """
+    log = flow_run_logger(flow_run)
+    with _api() as client:
+        labels = client.read_flow_run(flow_run.id).labels
+    for name, policy in labels.items():
+        job_id = re.fullmatch(rf"{re.escape(_LABEL)}(\d+)", name)
+        if job_id is None or policy not in (
+            "when-stopped",
+            "never" if state.is_crashed() else "when-cancelled",
+        ):
+            continue
+        try:
+            account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None)
+            with account.get_client() as service:
+                job = service.attach(int(job_id[1]))
+        except XRTError as error:
+            log.error("Job %s could not be cancelled: %s", job_id[1], error.message)  # noqa: TRY400 - says it all
+            continue
+        _cancel(job, account, log.info, log.error)

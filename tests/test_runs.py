@@ -1,0 +1,264 @@
+"""What becomes of a job when its run is stopped: cancelled with it, or left to be gone on with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import pytest
+import requests
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelling, Crashed
+
+from prefect_xrt import Job, Pacing, ProductRequest, build_products, cancel_jobs, runs, submit_request
+from prefect_xrt.blocks import load_credentials
+from prefect_xrt.emulator import Emulator, Fault, Timeline
+
+if TYPE_CHECKING:
+    from conftest import Server
+
+PROGRAM = str(Path(sys.executable).with_name("prefect-xrt"))
+FAST = Pacing(floor_s=0.05, ceiling_s=0.2)
+READY, RUNNING = Timeline.of((4,)), Timeline.of((3,))
+_PATIENCE_S = 120.0
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """Ask until there is an answer."""
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while not (found := what()):
+        assert time.monotonic() < give_up_at, "What was waited for did not happen."
+        time.sleep(0.1)
+    return found
+
+
+def cancel(server: Server, run_id: object) -> None:
+    """Cancel a flow run as the UI does."""
+    state = {"type": "CANCELLING", "name": "Cancelling"}
+    requests.post(f"{server.url}/flow_runs/{run_id}/set_state", json={"state": state}, timeout=30)
+
+
+@pytest.fixture
+def deployed_run(server: Server, request_: ProductRequest, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Start a run of the deployed flow, in a process of the worker's."""
+    from prefect.deployments import run_deployment  # noqa: PLC0415 - after the environment is set
+
+    def start(emulator: Emulator, **parameters: Any) -> dict[str, Any]:
+        run = run_deployment(
+            "one-target/one-target",
+            parameters={
+                "request": request_.model_dump(mode="json"),
+                "output_root": str(tmp_path / "products"),
+                **parameters,
+            },
+            job_variables={
+                "env": {
+                    "PREFECT_XRT_USER_ID": emulator.user_id,
+                    "PREFECT_XRT_BASE_URL": emulator.url,
+                    "XDG_STATE_HOME": str(tmp_path / "state"),
+                }
+            },
+            timeout=0,
+        )
+        return server.flow_run(run.id)
+
+    return start
+
+
+def pid_of(text: str) -> int:
+    """Find the process that runs a flow run of the worker's."""
+    for status in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PREFECT__FLOW_RUN_ID={text}".encode() in status.read_bytes():
+                return int(status.parent.name)
+        except OSError:
+            continue
+    return 0
+
+
+@pytest.mark.usefixtures("worker")
+class TestWorker:
+    def test_cancelled_in_the_ui(
+        self, server: Server, service: Callable[..., Emulator], deployed_run: Callable[..., dict[str, Any]]
+    ) -> None:
+        """Cancelled in the UI: what still builds is cancelled at the service, and the log tells each answer."""
+        emulator = service(default=RUNNING, timelines={"image": READY})
+        run = deployed_run(emulator)
+        until(lambda: emulator.calls("file"))
+        cancel(server, run["id"])
+        until(lambda: server.flow_run(run["id"])["state_name"] == "Cancelled")
+        codes = {short: emulator.jobs[801].code(short) for short in ("lc", "spec", "image")}
+        assert codes == {"lc": -4, "spec": -4, "image": 4}
+        (build,) = server.find("flow_runs", flow_runs={"parent_flow_run_id": {"any_": [run["id"]]}})
+        runs_of_it = {"flow_run_id": {"any_": [run["id"], build["id"]]}}
+
+        def told(answer: str) -> bool:
+            return any(answer in line["message"] for line in server.find("logs", logs=runs_of_it))
+
+        until(lambda: told("LightCurve: Job cancelled OK"))
+        until(lambda: told("Image: Job could not be cancelled - has it already finished?"))
+
+    def test_killed_and_retried(
+        self, server: Server, service: Callable[..., Emulator], deployed_run: Callable[..., dict[str, Any]]
+    ) -> None:
+        """Killed: the job lives on, and the run that is retried goes on with it to its end."""
+        emulator = service(default=RUNNING, timelines={"image": READY}, sequence=[{}])
+        run = deployed_run(emulator)
+        until(lambda: emulator.calls("file"))
+        os.kill(pid_of(run["id"]), signal.SIGKILL)
+        until(lambda: server.flow_run(run["id"])["state_name"] == "Crashed")
+        emulator.jobs[801].products.update(
+            dict.fromkeys(("lc", "spec"), emulator.jobs[801].products["image"])
+        )
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry"}
+        requests.post(f"{server.url}/flow_runs/{run['id']}/set_state", json={"state": state}, timeout=30)
+        until(lambda: server.flow_run(run["id"])["state_name"] == "Completed")
+        assert list(emulator.jobs) == [801]
+        assert emulator.calls("cancel") == []
+
+    def test_killed_with_the_job(
+        self, server: Server, service: Callable[..., Emulator], deployed_run: Callable[..., dict[str, Any]]
+    ) -> None:
+        """Killed, where a crash is to cancel the job, too: the hook does it from another process."""
+        emulator = service(default=RUNNING)
+        run = deployed_run(emulator, cancel_job="when-stopped")
+        until(lambda: emulator.calls("status"))
+        os.kill(pid_of(run["id"]), signal.SIGKILL)
+        until(lambda: emulator.calls("cancel"))
+        until(lambda: emulator.jobs[801].code("lc") == -4)
+
+
+@pytest.mark.usefixtures("server")
+class TestByHand:
+    """Runs that no worker looks after."""
+
+    @pytest.fixture
+    def building(
+        self, service: Callable[..., Emulator], request_: ProductRequest, tmp_path: Path, request_file: Path
+    ) -> Iterator[Callable[..., tuple[Emulator, subprocess.Popen[str]]]]:
+        """Start `prefect-xrt build`, and give it once it has looked at its job."""
+        started: list[subprocess.Popen[str]] = []
+
+        def start(*options: str, **scenario: Any) -> tuple[Emulator, subprocess.Popen[str]]:
+            emulator = service(**{"default": RUNNING, **scenario})
+            process = subprocess.Popen(
+                [PROGRAM, "build", str(request_file), "--out", str(tmp_path / "out"), *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            started.append(process)
+            until(lambda: emulator.calls("status") or process.poll() is not None)
+            return emulator, process
+
+        yield start
+        for process in started:
+            process.kill()
+            process.wait()
+
+    @pytest.mark.parametrize(
+        ("number", "options", "cancelled"),
+        [
+            (signal.SIGINT, (), True),
+            (signal.SIGINT, ("--cancel-job", "never"), False),
+            (signal.SIGTERM, (), False),
+            (signal.SIGTERM, ("--cancel-job", "when-stopped"), True),
+        ],
+        ids=["Ctrl-C", "Ctrl-C, never", "terminated", "terminated, when stopped"],
+    )
+    def test_signal(
+        self,
+        building: Callable[..., tuple[Emulator, subprocess.Popen[str]]],
+        number: signal.Signals,
+        options: tuple[str, ...],
+        cancelled: bool,
+    ) -> None:
+        """Ctrl-C cancels the job with the run, another end of the process leaves it; a parameter changes either."""
+        emulator, process = building(*options)
+        process.send_signal(number)
+        _, told = process.communicate(timeout=_PATIENCE_S)
+        assert bool(emulator.calls("cancel")) == cancelled
+        assert emulator.jobs[801].code("lc") == (-4 if cancelled else 3)
+        assert ("LightCurve: Job cancelled OK" in told) == cancelled
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert "Traceback" not in told
+
+    def test_cancelled_by_command(
+        self,
+        server: Server,
+        service: Callable[..., Emulator],
+        request_: ProductRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Cancelled from elsewhere: the run notices it by its own state, cancels the job, and ends Cancelled."""
+        monkeypatch.setattr(runs, "_OWN_STATE_S", 0.1)
+        emulator = service(default=RUNNING, timelines={"image": READY})
+
+        def elsewhere() -> None:
+            until(lambda: emulator.calls("file"))
+            (run,) = server.find("flow_runs", flow_runs={"name": {"any_": ["build: to be cancelled"]}})
+            cancel(server, run["id"])
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        request = request_.model_copy(update={"name": "to be cancelled"})
+        state = build_products(request, tmp_path, pacing=FAST, return_state=True)
+        thread.join()
+        run = server.flow_run(state.state_details.flow_run_id)
+        assert run["state_name"] == "Cancelled"
+        assert "1 of 3 products of job 801" in run["state"]["message"]
+        assert [emulator.jobs[801].code(short) for short in ("lc", "spec", "image")] == [-4, -4, 4]
+
+    def test_service_that_does_not_answer(
+        self, building: Callable[..., tuple[Emulator, subprocess.Popen[str]]]
+    ) -> None:
+        """Where the service cannot be told, the log says how to cancel the job later."""
+        _, process = building(faults=[Fault("cancel", "http-503", times=-1)])
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=_PATIENCE_S)
+        assert "`prefect-xrt cancel 801`" in told
+
+
+@pytest.mark.usefixtures("server")
+class TestHook:
+    @pytest.mark.parametrize(
+        ("policy", "state", "cancelled"),
+        [
+            ("when-cancelled", Cancelling(), True),
+            ("when-cancelled", Crashed(), False),
+            ("when-stopped", Crashed(), True),
+            ("never", Cancelling(), False),
+        ],
+    )
+    def test_policy(
+        self,
+        service: Callable[..., Emulator],
+        request_: ProductRequest,
+        policy: Any,
+        state: Any,
+        cancelled: bool,
+    ) -> None:
+        """The hook cancels what the run's jobs still build, as each job's policy says."""
+        emulator = service(default=RUNNING)
+
+        @flow
+        def pipeline() -> tuple[Job, str]:
+            job = submit_request(request_)
+            with runs.cancelled_with_run(job, load_credentials(), policy):
+                return job, str(runs.runtime.id)
+
+        _, run_id = pipeline()
+        with get_client(sync_client=True) as client:
+            cancel_jobs(flow=pipeline, flow_run=client.read_flow_run(UUID(run_id)), state=state)
+        assert (emulator.jobs[801].code("lc") == -4) == cancelled
