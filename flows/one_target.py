@@ -15,7 +15,8 @@ from prefect.runtime import flow_run
 from pydantic import JsonValue
 
 from prefect_xrt import BuildReport, ProductRequest, build_products, cancel_jobs
-from prefect_xrt.flows import Reuse
+from prefect_xrt.archive import folder_name
+from prefect_xrt.flows import Reuse, name_of
 from prefect_xrt.runs import CancelPolicy
 
 
@@ -28,13 +29,13 @@ def one_target(
     reuse: Reuse = "never",
     cancel_job: CancelPolicy = "when-cancelled",
 ) -> BuildReport:
-    """Build the products of one request into a new folder.
+    """Build the products of one request into a new folder, below one with the name of the target.
 
     A retry of the run goes on in the same folder.
 
     Args:
         request: What to build: a `ProductRequest`, or JSON in this project's or the service's spelling.
-        output_root: Where the run's folder goes.
+        output_root: Where the target's folder goes, and in it that of the run.
         credentials: The name of an `XRTCredentials` block; the environment serves by default.
         accept_partial: Complete even if only some products are ready.
         reuse: Whether a job with the same parameters is taken instead of building again: "never",
@@ -48,7 +49,8 @@ def one_target(
     Raises:
         XRTError: As `build_products` does.
     """
-    folder = output_root / f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
+    started = f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
+    folder = output_root / folder_name(name_of(request)) / started
     built = build_products(
         request,
         folder,

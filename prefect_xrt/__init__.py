@@ -12,8 +12,9 @@ from prefect_xrt._version import __version__
 
 if TYPE_CHECKING:
     from prefect_xrt.archive import ProductFile
-    from prefect_xrt.blocks import XRTCredentials, XRTJob, XRTJobRun
+    from prefect_xrt.blocks import XRTJob, XRTJobRun
     from prefect_xrt.client import XRTClient
+    from prefect_xrt.credentials import XRTCredentials
     from prefect_xrt.flows import attach_products, build_products
     from prefect_xrt.parameters import read_request, read_request_file
     from prefect_xrt.protocol import CancelResult, Job, JobSummary, Outcome, ProductState, ProductStatus
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "archive": ("ProductFile",),
-    "blocks": ("XRTCredentials", "XRTJob", "XRTJobRun"),
+    "blocks": ("XRTJob", "XRTJobRun"),
     "client": ("XRTClient",),
+    "credentials": ("XRTCredentials",),
     "flows": ("attach_products", "build_products"),
     "parameters": ("read_request", "read_request_file"),
     "protocol": ("CancelResult", "Job", "JobSummary", "Outcome", "ProductState", "ProductStatus"),

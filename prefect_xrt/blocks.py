@@ -5,117 +5,24 @@ from __future__ import annotations
 import asyncio
 import threading
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 from uuid import uuid4
 
-import httpx
-from prefect.blocks.abstract import CredentialsBlock, JobBlock, JobRun
+from prefect.blocks.abstract import JobBlock, JobRun
 from prefect.utilities.asyncutils import sync_compatible
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import Field, HttpUrl
 
-from prefect_xrt import protocol
 from prefect_xrt.archive import ProductFile, download_all
-from prefect_xrt.client import XRTClient, settings_from_environment
+from prefect_xrt.credentials import LOGOS, SERVICE_PAGES, XRTCredentials
 from prefect_xrt.errors import ConfigurationError
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
 from prefect_xrt.request import ProductRequest
+from prefect_xrt.runs import CancelPolicy, cancelled_with_run
 from prefect_xrt.sensor import DEADLINE_S, wait_for_products
 from prefect_xrt.state import LocalClaims, LocalLooks
 from prefect_xrt.submission import submit_once
 
-__all__ = ["XRTCredentials", "XRTJob", "XRTJobRun", "load_credentials"]
-
-_LOGOS = "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos"
-_SERVICE_PAGES = HttpUrl("https://www.swift.ac.uk/user_objects/API/")
-
-
-class XRTCredentials(CredentialsBlock):
-    """The account at the UK Swift Science Data Centre, and where its service is.
-
-    Attributes:
-        user_id: The registered e-mail address, the only credential of the service.
-        base_url: Where the service is.
-        connect_timeout_s: How long to wait for a connection, in seconds.
-        read_timeout_s: How long to wait for the next bytes of an answer, in seconds.
-
-    Example:
-        Load the account and count the active jobs:
-        ```python
-        from prefect_xrt import XRTCredentials
-
-        credentials = XRTCredentials.load("BLOCK_NAME")
-        with credentials.get_client() as client:
-            print(client.count_active_jobs())
-        ```
-    """
-
-    _block_type_name: ClassVar[str] = "XRT Credentials"
-    _block_type_slug: ClassVar[str] = "xrt-credentials"
-    _logo_url: ClassVar[HttpUrl] = HttpUrl(f"{_LOGOS}/secret.png")
-    _documentation_url: ClassVar[HttpUrl] = _SERVICE_PAGES
-
-    user_id: SecretStr = Field(
-        title="Registered address", description="The e-mail address that is registered with the service."
-    )
-    base_url: str = Field(
-        default=protocol.BASE_URL,
-        title="Base URL",
-        description="Where the service is, without a final slash.",
-    )
-    connect_timeout_s: float = Field(
-        default=10.0,
-        gt=0,
-        title="Connect time-out",
-        description="How long to wait for a connection, in seconds.",
-    )
-    read_timeout_s: float = Field(
-        default=60.0, gt=0, title="Read time-out", description="How long to wait for an answer, in seconds."
-    )
-
-    @property
-    def block_name(self) -> str | None:
-        """The name under which this account was loaded from a Prefect server; None for any other."""
-        return self._block_document_name
-
-    def get_client(self) -> XRTClient:
-        """Return a client for this account; close it after use, or use it in a `with` statement.
-
-        Raises:
-            ConfigurationError: The address is empty, or the base URL cannot be right.
-        """
-        return XRTClient(
-            self.user_id,
-            self.base_url,
-            connect_timeout_s=self.connect_timeout_s,
-            read_timeout_s=self.read_timeout_s,
-        )
-
-
-def load_credentials(credentials: XRTCredentials | str | None = None) -> XRTCredentials:
-    """Return an account: the one given, the block of that name, or the one in the environment.
-
-    Args:
-        credentials: The account, the name of an `XRTCredentials` block, or None for the variables
-            PREFECT_XRT_USER_ID and PREFECT_XRT_BASE_URL.
-
-    Raises:
-        ConfigurationError: There is no such block, or the environment names no account.
-    """
-    if isinstance(credentials, XRTCredentials):
-        return credentials
-    if credentials is None:
-        user_id, base_url = settings_from_environment()
-        return XRTCredentials(user_id=SecretStr(user_id), base_url=base_url)
-    try:
-        return cast(XRTCredentials, XRTCredentials.load(credentials))
-    except ValueError as error:
-        raise ConfigurationError(
-            f"There is no XRTCredentials block named {credentials!r} on this Prefect server."
-        ) from error
-    except (httpx.HTTPError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"The block {credentials!r} cannot be loaded: Prefect's server does not answer ({type(error).__name__})."
-        ) from error
+__all__ = ["XRTCredentials", "XRTJob", "XRTJobRun"]
 
 
 class XRTJob(JobBlock[dict[str, ProductFile]]):
@@ -128,6 +35,7 @@ class XRTJob(JobBlock[dict[str, ProductFile]]):
         archive_format: How the files are bundled.
         deadline_s: How long to wait for the products, in seconds.
         accept_partial: Fetch what is ready even if something else is not.
+        cancel_job: Whether what still builds is cancelled with the flow run that waits for it.
 
     Example:
         Build the products, wait for them and fetch their files:
@@ -146,8 +54,8 @@ class XRTJob(JobBlock[dict[str, ProductFile]]):
 
     _block_type_name: ClassVar[str] = "XRT Job"
     _block_type_slug: ClassVar[str] = "xrt-job"
-    _logo_url: ClassVar[HttpUrl] = HttpUrl(f"{_LOGOS}/filesystem.png")
-    _documentation_url: ClassVar[HttpUrl] = _SERVICE_PAGES
+    _logo_url: ClassVar[HttpUrl] = HttpUrl(f"{LOGOS}/filesystem.png")
+    _documentation_url: ClassVar[HttpUrl] = SERVICE_PAGES
 
     credentials: XRTCredentials = Field(description="The account at the service.")
     request: ProductRequest = Field(description="What to build.")
@@ -165,6 +73,12 @@ class XRTJob(JobBlock[dict[str, ProductFile]]):
         default=False,
         title="Accept partial results",
         description="Fetch what is ready even if something else is not.",
+    )
+    cancel_job: CancelPolicy = Field(
+        default="when-cancelled",
+        title="Cancel the job",
+        description="Whether what still builds is cancelled with the flow run that waits for it; the flow needs "
+        "the hook cancel_jobs.",
     )
 
     @sync_compatible
@@ -227,7 +141,8 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
             if stop.wait(seconds):
                 raise asyncio.CancelledError
 
-        with self._block.credentials.get_client() as client:
+        account = self._block.credentials
+        with account.get_client() as client, cancelled_with_run(self.job, account, self._block.cancel_job):
             try:
                 self.outcome = await asyncio.to_thread(
                     wait_for_products,

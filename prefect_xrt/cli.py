@@ -224,7 +224,7 @@ _job_argument = click.argument("job_id", metavar="JOB_ID", type=click.IntRange(m
 def _settings(base_url: str | None, credentials: str | None) -> tuple[str, str]:
     """Return the registered address and the base URL: from variables, else from a block."""
     if not os.environ.get("PREFECT_XRT_USER_ID") and credentials:
-        from prefect_xrt.blocks import load_credentials  # noqa: PLC0415 - brings in Prefect
+        from prefect_xrt.credentials import load_credentials  # noqa: PLC0415 - brings in Prefect
 
         block = load_credentials(credentials)
         chosen = base_url or os.environ.get("PREFECT_XRT_BASE_URL") or block.base_url

@@ -20,7 +20,7 @@ from pydantic import Field, JsonValue
 
 from prefect_xrt import archive, reports, runs, submission, tasks
 from prefect_xrt.archive import ProductFile
-from prefect_xrt.blocks import XRTCredentials, load_credentials
+from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.errors import OutputError, ProductsError, RequestWarning, WaitError, XRTError
 from prefect_xrt.parameters import encode, read_request, same_request
 from prefect_xrt.protocol import HELP_DESK, ArchiveFormat, Job, Outcome, ProductState, ProductStatus
@@ -46,9 +46,13 @@ Reuse = Literal["never", "unless-failed", "always"]
 
 
 def _run_name() -> str:
-    request = flow_run.parameters.get("request")
+    return f"build: {name_of(flow_run.parameters.get('request'))}"
+
+
+def name_of(request: object) -> str:
+    """Return the name of the object that a request is about, before anybody has checked the request."""
     name = request.get("name") if isinstance(request, dict) else getattr(request, "name", None)
-    return f"build: {name or 'unnamed'}"
+    return str(name or "unnamed")
 
 
 @flow(
@@ -117,7 +121,7 @@ def build_products(
     wanted = _read(request, account)
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
-    with archive.exclusive(output_dir / RECORD_NAME):
+    with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
         seen = None
         record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
         if record is None and reuse != "never":
@@ -202,7 +206,7 @@ def attach_products(
     account = load_credentials(credentials)
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
-    with archive.exclusive(output_dir / RECORD_NAME):
+    with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
         record = None if overwrite else read_record(output_dir)
         if record and record.job.id != job_id:
             raise _belongs_to(output_dir, record)
@@ -358,7 +362,6 @@ def _follow(
         started_at=started_at,
         problem=str(trouble) if trouble else None,
     )
-    # A run whose end the server does not hear of would never end.
     runs.await_server()
     _show(report)
     if not (trouble or problems):

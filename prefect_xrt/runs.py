@@ -27,7 +27,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as runtime
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
 
-from prefect_xrt.blocks import XRTCredentials, load_credentials
+from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.errors import XRTError
 from prefect_xrt.protocol import Job, JobSummary
 from prefect_xrt.reports import artifact_key
@@ -41,6 +41,7 @@ __all__ = [
     "await_server",
     "cancel_jobs",
     "cancelled_with_run",
+    "heard_of",
     "not_vital",
     "pausing",
     "submission_owner",
@@ -65,9 +66,12 @@ class RunCancelled(BaseException):
 
 
 @contextmanager
-def _api() -> Iterator[SyncPrefectClient]:
-    """Open a client that gives up at once: a server that is away would hold up a minute at every call."""
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}), get_client(sync_client=True) as client:
+def _api(retries: int = 2) -> Iterator[SyncPrefectClient]:
+    """Open a client that gives up soon: a server that is away would hold up more than a minute at every call.
+
+    Some retries there must be, since a busy server turns calls away.
+    """
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}), get_client(sync_client=True) as client:
         yield client
 
 
@@ -80,6 +84,17 @@ def not_vital(what: str) -> Iterator[None]:
         get_run_logger().warning("%s.", what, exc_info=True)
 
 
+@contextmanager
+def heard_of() -> Iterator[None]:
+    """Let what ends a run reach the server: one that is away for some minutes would never hear of the end."""
+    try:
+        yield
+    except Exception:
+        await_server()
+        raise
+    await_server()
+
+
 def await_server(patience_s: float = _PATIENCE_S, sleep: Callable[[float], None] = time.sleep) -> None:
     """Wait until Prefect's server answers, so that what is told next reaches it.
 
@@ -89,7 +104,7 @@ def await_server(patience_s: float = _PATIENCE_S, sleep: Callable[[float], None]
     """
     give_up_at = time.monotonic() + patience_s
     while get_current_settings().api.url and time.monotonic() < give_up_at:
-        with _api() as client:
+        with _api(retries=0) as client:
             if client.api_healthcheck() is None:
                 return
         get_run_logger().warning("Prefect's server does not answer; waiting for it.")
@@ -271,12 +286,10 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     log = flow_run_logger(flow_run)
     with _api() as client:
         labels = client.read_flow_run(flow_run.id).labels
+    meant = {"when-stopped"} if state.is_crashed() else {"when-stopped", "when-cancelled"}
     for name, policy in labels.items():
         job_id = re.fullmatch(rf"{re.escape(_LABEL)}(\d+)", name)
-        if job_id is None or policy not in (
-            "when-stopped",
-            "never" if state.is_crashed() else "when-cancelled",
-        ):
+        if job_id is None or policy not in meant:
             continue
         try:
             account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None)

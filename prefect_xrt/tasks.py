@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 
 from prefect_xrt import archive, runs, sensor, submission
 from prefect_xrt.archive import ProductFile
-from prefect_xrt.blocks import XRTCredentials, load_credentials
+from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.runs import CancelPolicy

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,22 +114,22 @@ class Server:
         return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
-def prefect_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Start one server, as a user would, and stop it at the end."""
-    home, port = tmp_path_factory.mktemp("server"), _free_port()
+@contextmanager
+def prefect_server(home: Path, port: int) -> Iterator[Server]:
+    """Run a Prefect server, as a user would start one."""
     fast = {
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.2",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
     }
-    with (home / "server.log").open("wb") as log:
+    with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
             env=os.environ | fast,
@@ -143,10 +144,17 @@ def prefect_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server
                     pytest.fail(f"No Prefect server: {(home / 'server.log').read_text()}")
                 time.sleep(0.2)
             yield server
-            _leave()
         finally:
             process.terminate()
             process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def prefect_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Start one server, and stop it at the end."""
+    with prefect_server(tmp_path_factory.mktemp("server"), free_port()) as server:
+        yield server
+        _leave()
 
 
 def _leave() -> None:

@@ -10,15 +10,19 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import pytest
 from prefect import flow
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import ValidationError
 
-from prefect_xrt import ProductRequest, XRTCredentials, XRTJob, build_products
-from prefect_xrt.blocks import load_credentials
+from prefect_xrt import ProductRequest, XRTCredentials, XRTJob, build_products, cancel_jobs
+from prefect_xrt.credentials import load_credentials
 from prefect_xrt.emulator import DEFAULT_USER, Emulator, Timeline
 from prefect_xrt.errors import ConfigurationError, DeadlineError, JobNotFoundError, ProductsError
 from prefect_xrt.protocol import BASE_URL
@@ -279,3 +283,25 @@ class TestJob:
         run = block({"default": Timeline.of((3,))}, deadline_s=0.1).trigger()
         with pytest.raises(DeadlineError, match="prefect-xrt attach 801 --out"):
             run.wait_for_completion()
+
+
+@pytest.mark.usefixtures("server")
+def test_cancelled_with_the_run(
+    service: Callable[..., Emulator], request_: ProductRequest, tmp_path: Path
+) -> None:
+    """A job that a flow waits for through the block is cancelled by the flow's hook, as the block says."""
+    emulator = service(default=Timeline.of((3,)))
+    block = XRTJob(credentials=load_credentials(), request=request_, output_dir=tmp_path, deadline_s=0.2)
+    run_ids = []
+
+    @flow
+    def pipeline() -> None:
+        run_ids.append(UUID(flow_run.id))
+        block.trigger().wait_for_completion()
+
+    with pytest.raises(DeadlineError):
+        pipeline()
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(run_ids[0])
+    cancel_jobs(flow=pipeline, flow_run=run, state=Cancelling())
+    assert emulator.jobs[801].code("lc") == -4

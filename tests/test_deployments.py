@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefect_xrt.archive import folder_name
 from prefect_xrt.emulator import Emulator, Timeline
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def test_one_target(
         timeout=180,
     )
     assert server.flow_run(run.id)["state_name"] == "Completed"
-    (folder,) = (tmp_path / "products").iterdir()
+    (folder,) = (tmp_path / "products" / folder_name("GRB 200416A")).iterdir()
     assert {"lc.tar.gz", "spec.tar.gz", "image.tar.gz", "job.json"} <= {
         file.name for file in folder.iterdir()
     }

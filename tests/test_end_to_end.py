@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import free_port, prefect_server
 
 from prefect_xrt.emulator import Emulator, Timeline
 
@@ -117,3 +119,36 @@ class TestFullDisk:
         assert "is full" in done.stderr
         assert "Traceback" not in done.stderr
         assert list((small_disk / "out").iterdir()) == []
+
+
+class TestServerAway:
+    def test_at_the_end(self, service: Callable[..., Emulator], request_file: Path, tmp_path: Path) -> None:
+        """Prefect's server is away when the products end: the run waits for it, and ends as it should."""
+        home, port = tmp_path / "server", free_port()
+        home.mkdir()
+        emulator = service(default=Timeline.of((3, 1000.0), (4,)), speed=1.0)
+        out = tmp_path / "out"
+        with prefect_server(home, port) as server:
+            process = subprocess.Popen(
+                [PROGRAM, "build", str(request_file), "--out", str(out), "--interval", "0.2"],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=os.environ | {"PREFECT_API_URL": server.url},
+            )
+            while not emulator.calls("status"):
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.1)
+        try:
+            emulator.advance(2000.0)
+            assert process.stderr
+            told = iter(process.stderr.readline, "")
+            assert any("Prefect's server does not answer" in line for line in told)
+            assert {"lc.tar.gz", "spec.tar.gz", "image.tar.gz"} <= {path.name for path in out.iterdir()}
+            with prefect_server(home, port) as server:
+                _, rest = process.communicate(timeout=180)
+                (run,) = server.find("flow_runs")
+        finally:
+            process.kill()
+        assert (process.returncode, run["state_name"]) == (0, "Completed"), rest
+        assert list(emulator.jobs) == [801]

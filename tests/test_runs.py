@@ -20,7 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Crashed
 
 from prefect_xrt import Job, Pacing, ProductRequest, build_products, cancel_jobs, runs, submit_request
-from prefect_xrt.blocks import load_credentials
+from prefect_xrt.credentials import load_credentials
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ class TestHook:
             ("when-cancelled", Crashed(), False),
             ("when-stopped", Crashed(), True),
             ("never", Cancelling(), False),
+            ("never", Crashed(), False),
         ],
     )
     def test_policy(
