@@ -266,7 +266,7 @@ def submit(
             directory = directory.expanduser().absolute()
             archive.make_directory(directory)
             with archive.exclusive(directory / records.RECORD_NAME):
-                record = records.read_record(directory)
+                record = submission.job_on_record(directory)
                 if record and not record.answers(request):
                     raise errors.OutputError(
                         f"{directory} belongs to {record.job}, of another request; choose another folder."

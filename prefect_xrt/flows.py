@@ -124,7 +124,7 @@ def build_products(
     with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
         seen = None
         record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
-        if record is None and reuse != "never":
+        if record is None and reuse != "never" and read_submission(output_dir) is None:
             found = tasks.find_job(wanted, account, failed_too=reuse == "always")
             if found:
                 job, seen = found
@@ -207,7 +207,7 @@ def attach_products(
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
     with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
-        record = None if overwrite else read_record(output_dir)
+        record = None if overwrite else submission.job_on_record(output_dir)
         if record and record.job.id != job_id:
             raise _belongs_to(output_dir, record)
         if record is None:
@@ -244,7 +244,7 @@ def _record_of(
         OutputError: The folder belongs to another job, or holds files of unknown origin.
     """
     try:
-        record = read_record(output_dir)
+        record = submission.job_on_record(output_dir)
     except OutputError:
         if not overwrite:
             raise

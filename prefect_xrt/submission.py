@@ -31,6 +31,7 @@ from prefect_xrt.records import (
     SUBMISSION_NAME,
     JobRecord,
     Submission,
+    read_record,
     read_submission,
     remove_submission,
     write_record,
@@ -38,7 +39,7 @@ from prefect_xrt.records import (
 )
 from prefect_xrt.request import Product, ProductRequest
 
-__all__ = ["Claims", "find_job", "submit_once"]
+__all__ = ["Claims", "find_job", "job_on_record", "submit_once"]
 
 SETTLE_S = 120.0
 """For how long the service's list may not show a job yet, and another run not have claimed its own."""
@@ -58,6 +59,20 @@ class Claims(Protocol):
 
     def take(self, job: Job, owner: str) -> bool:
         """Make a job the owner's; False where it has become another's meanwhile."""
+
+
+def job_on_record(directory: Path) -> JobRecord | None:
+    """Return the record in a folder; None if there is none, or if a later request is still open.
+
+    Raises:
+        OutputError: A record cannot be read.
+    """
+    record, left = read_record(directory), read_submission(directory)
+    if record and left and record.owner == left.owner:
+        # The process died between the record and the end of the submission.
+        remove_submission(directory)
+        return record
+    return None if left else record
 
 
 def submit_once(

@@ -30,8 +30,9 @@ from prefect_xrt.records import (
     write_submission,
 )
 from prefect_xrt.state import LocalClaims
-from prefect_xrt.submission import find_job, submit_once
+from prefect_xrt.submission import find_job, job_on_record, submit_once
 
+JOB_TIME = datetime(2024, 5, 1, tzinfo=UTC)
 LOST = ("reset-after", "hang-after", "http-500", "http-502-html", "html-200", "garbage", "truncated-json")
 """Faults of a submit whose answer tells nothing, although the job was made."""
 
@@ -336,6 +337,28 @@ class TestKilled:
         write_submission(one.directory, word)
         assert one.claims.take(one.client.submit(request_), "killed")
         assert one.submit(request_).id == 801
+
+    def test_after_the_record(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """Killed when the job was on record: what was open is closed, and the job is the folder's."""
+        one = side()
+        job = one.submit(request_)
+        assert one.directory
+        word = Submission(request=encode(request_), owner="one", asked_at=JOB_TIME, last_asked_at=JOB_TIME)
+        write_submission(one.directory, word)
+        record = job_on_record(one.directory)
+        assert record
+        assert record.job == job
+        assert names(one.directory) == ["job.json", "jobPars.json"]
+
+    def test_asked_anew(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """Killed when a folder's job was to be replaced by another: that one is open, the old one does not count."""
+        one = side()
+        one.submit(request_)
+        assert one.directory
+        word = Submission(request=encode(request_), owner="anew", asked_at=JOB_TIME, last_asked_at=JOB_TIME)
+        write_submission(one.directory, word)
+        assert job_on_record(one.directory) is None
+        assert read_submission(one.directory) == word
 
     def test_before_the_request(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """Killed before anything was sent: the request is sent, once the list had time to show a job."""
