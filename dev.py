@@ -6,6 +6,7 @@
     python3 dev.py check          lint, formatting and strict types
     python3 dev.py wheel          build the wheel, install it alone, and run the main job from it
     python3 dev.py lowest [...]   run the tests with the lowest Prefect that is supported
+    python3 dev.py soak [...]     200 jobs, with faults on a tenth of all calls; --jobs N, --seed N
 
 Each keeps its environment beside this file (`.venv`, `.venv-lowest`) and brings it up to date first.
 """
@@ -24,17 +25,19 @@ ROOT = Path(__file__).resolve().parent
 # The server of the lowest Prefect does not work with the FastAPI that the newest one needs, and its
 # commands import a package that it does not declare.
 LOWEST = ("prefect==3.7.1", "fastapi<0.137", "importlib-metadata")
-QUIET = {
+ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    # Every process of the tests would compile Prefect anew.
+    "PYTHONDONTWRITEBYTECODE": "",
 }
 
 
 def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
     """Run a command, and leave with its exit code if it fails."""
     code = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=os.environ | QUIET | environment, check=False
+        [str(part) for part in command], cwd=cwd, env=os.environ | ENVIRONMENT | environment, check=False
     ).returncode
     if code:
         sys.exit(code)
@@ -85,6 +88,9 @@ def main() -> None:
         run(programs / "prefect-xrt", "demo", *rest, cwd=Path.cwd())
     elif act == "test":
         run(environment(ROOT / ".venv", "--editable", ".", "--group", "dev") / "pytest", *rest)
+    elif act == "soak":
+        programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
+        run(programs / "python", "tests/chaos/soak.py", *rest)
     elif act == "lowest":
         programs = environment(ROOT / ".venv-lowest", "--editable", ".", "--group", "dev", *LOWEST)
         run(programs / "pytest", *rest)

@@ -133,10 +133,11 @@ def write_record(directory: Path, record: JobRecord) -> None:
     Raises:
         OutputError: The folder cannot be written.
     """
-    write_text(directory / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
     write_text(
         directory / PARAMETERS_NAME, json.dumps(record.job.parameters, indent=2, ensure_ascii=False) + "\n"
     )
+    # What tells that the job is on record comes last, when all is there.
+    write_text(directory / RECORD_NAME, record.model_dump_json(indent=2) + "\n")
 
 
 def write_submission(directory: Path, submission: Submission) -> None:

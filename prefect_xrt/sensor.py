@@ -19,9 +19,9 @@ from prefect_xrt.errors import (
     ConfigurationError,
     DeadlineError,
     FailedLooksError,
+    RefusedError,
     XRTError,
     asked_wait_s,
-    is_transient,
 )
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
@@ -283,7 +283,7 @@ class _Watch:
         try:
             seen = self._client.check_product_status(self._job, self.pending, attempts=1)
         except XRTError as error:
-            if first and not is_transient(error):
+            if first and isinstance(error, RefusedError):
                 raise
             self.failed_looks += 1
             self._retry_after_s = min(asked_wait_s(error), _PATIENCE_S)

@@ -401,17 +401,22 @@ class TestFailedLooks:
         with pytest.raises(FailedLooksError):
             world.wait(max_failed_looks=4)
 
-    @pytest.mark.parametrize(
-        "error", [RefusedError("No."), JobNotFoundError("?"), UnknownUserError("?"), ForeignURLError("?"),
-                  ServiceUnreachableError("HTTP 404.", status=404)]
-    )  # fmt: skip
-    def test_wrong_from_the_start(self, error: XRTError) -> None:
-        """What cannot get better, and was so from the start, is raised at once: also after a first outage."""
+    @pytest.mark.parametrize("error", [RefusedError("No."), JobNotFoundError("?"), UnknownUserError("?")])
+    def test_refused_from_the_start(self, error: XRTError) -> None:
+        """What the service refused from the start is raised at once: also after a first outage."""
         for looks in ([error], [away(), error]):
             world = World(*looks)
             with pytest.raises(type(error)) as caught:
                 world.wait()
             assert (caught.value, len(world.looked_at)) == (error, len(looks))
+
+    @pytest.mark.parametrize(
+        "error", [ForeignURLError("?"), ServiceUnreachableError("HTTP 404.", status=404)]
+    )
+    def test_odd_first_look(self, error: XRTError) -> None:
+        """A job is not given up for one bad look, not even the first: something else may answer for a while."""
+        world = World(error, {IMAGE: 3}, {IMAGE: 4})
+        assert world.wait().complete is True
 
     def test_refused_later(self) -> None:
         """A refusal in the midst of a wait is a failed look: a live job is not given up for it."""
