@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Literal
+from urllib.parse import quote
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
@@ -495,6 +496,8 @@ def check_answer(
         refusal = UnknownUserError
     elif refusal is RefusedError and _NO_SUCH_JOB.search(said):
         refusal = JobNotFoundError
+    if refusal is JobNotFoundError:
+        lines[0] = f"{said.rstrip('.')}; `prefect-xrt jobs` lists the jobs of this account."
     raise refusal("\n".join(lines), reasons=reasons)
 
 
@@ -541,7 +544,8 @@ def _one_line(text: str) -> str:
 def _redact(text: str, user_id: str) -> str:
     if not user_id:
         return text
-    return re.sub(rf"(?<!\w){re.escape(user_id)}(?!\w)", "(your address)", text, flags=re.IGNORECASE)
+    spellings = "|".join(map(re.escape, dict.fromkeys((user_id, quote(user_id, safe="")))))
+    return re.sub(rf"(?<![^\W_])(?:{spellings})(?![^\W_])", "(your address)", text, flags=re.IGNORECASE)
 
 
 def _as_int(value: JsonValue) -> int | None:

@@ -24,6 +24,7 @@ from prefect_xrt.errors import (
     ServiceUnreachableError,
     SubmitUncertainError,
     XRTError,
+    asked_wait_s,
 )
 from prefect_xrt.parameters import encode, same_request
 from prefect_xrt.protocol import Job, JobSummary, Outcome
@@ -48,6 +49,7 @@ _SUBMISSIONS = 3
 _SLACK = timedelta(seconds=30)
 _LATE = timedelta(minutes=15)
 _CANDIDATES = 10
+_PATIENCE_S = 3600.0
 _logger = logging.getLogger(__name__)
 
 
@@ -126,7 +128,8 @@ def submit_once(
     owner = open_.owner if open_ else owner
     uncertain: SubmitUncertainError | None = None
     for attempt in range(_SUBMISSIONS + 1):
-        job = _settle(client, request, open_, claims, directory, settle_s, log, sleep, now) if open_ else None
+        wait_s = max(settle_s, min(asked_wait_s(uncertain and uncertain.__cause__), _PATIENCE_S))
+        job = _settle(client, request, open_, claims, directory, wait_s, log, sleep, now) if open_ else None
         if job is None and attempt < _SUBMISSIONS:
             first = open_.asked_at if open_ else now()
             open_ = Submission(request=asked, owner=owner, asked_at=first, last_asked_at=now())

@@ -171,6 +171,12 @@ def _answers(url: str) -> bool:
         return False
 
 
+@pytest.fixture(autouse=True)
+def _machine_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every test know nothing of the jobs of others: ports, and so services, come round again."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+
+
 @pytest.fixture
 def server(prefect_process: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """Let this process, and those that it starts, use the session's server."""

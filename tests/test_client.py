@@ -43,6 +43,7 @@ from prefect_xrt.errors import (
     SubmitUncertainError,
     UnknownUserError,
     XRTError,
+    is_transient,
 )
 from prefect_xrt.protocol import Job
 from prefect_xrt.request import AstrometricPosition, Image, Product, ProductRequest
@@ -1137,6 +1138,19 @@ class TestAddress:
             assert USER not in chain(error) + tracebacks(error)
         if kind == "hang":
             assert "Read timed out" in chain(caught.value)
+
+    def test_name_that_is_not_found(
+        self, connect: Callable[..., XRTClient], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A name that cannot be looked up is a connection that was not made: nothing was sent, and it may pass."""
+
+        def unknown(*_: object, **__: object) -> None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(ServiceUnreachableError, match="No connection") as caught:
+            connect("https://xrt.example", attempts=1).count_active_jobs()
+        assert (caught.value.sent, is_transient(caught.value)) == (False, True)
 
     def test_hidden_user_without_connection(self, connect: Callable[..., XRTClient]) -> None:
         """An error of a connection that was not made holds the address in no form either."""

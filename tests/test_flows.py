@@ -374,6 +374,8 @@ class TestEndOfTheWait:
             "`prefect-xrt attach 801 --out DIR`"
             in server.flow_run(state.state_details.flow_run_id)["state"]["message"]
         )
+        artifact = server.artifacts(state.state_details.flow_run_id)["xrt-job-801"]
+        assert "`prefect-xrt attach 801 --out DIR`" in artifact["description"]
         assert emulator.calls("cancel") == []
         assert {"lc.tar.gz", "image.tar.gz"} <= names(out)
         assert error.report

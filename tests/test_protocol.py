@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any
 
 import pytest
 import requests
-from hypothesis import example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from prefect_xrt import protocol
@@ -88,12 +90,22 @@ class TestDecodeJSON:
             (b'{"a": "\\ud800"}', "", "half a character"),
             (b'{"\\udfff": 1}', "", "half a character"),
             (b'{"a": ' + b"9" * 5000 + b"}", "", "not JSON"),
+            (b'{"a": [' + b"[]," * 10**6 + b"[]]}", "", "more than 1000000 values"),
         ],
     )  # fmt: skip
     def test_refuses(self, body: bytes, content_type: str, message: str) -> None:
         """What is not a whole JSON object of the service is refused with what it is."""
         with pytest.raises(AnswerError, match=message):
             protocol.decode_json(body, content_type)
+
+    @pytest.mark.parametrize(
+        "body", [b'{"a": "secret"', b"\xff secret", b'{"a":' * 10_000 + b"1" + b"}" * 10_000]
+    )
+    def test_drags_nothing_along(self, body: bytes) -> None:
+        """An error brings along none of the exceptions that hold the whole answer."""
+        with pytest.raises(AnswerError) as caught:
+            protocol.decode_json(body)
+        assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
     def test_takes_json_labelled_as_a_page(self) -> None:
         """An answer that PHP labels as HTML is still an answer."""
@@ -107,6 +119,14 @@ class TestDecodeJSON:
             "a": [{"(your address)": "by (your address)."}],
             "b": "`(your address)`",
         }
+
+    @pytest.mark.parametrize(
+        "text", ["USERPROD_frodo@mount.doom", "?u=frodo%40mount.doom&x", "frodo@mount.doom_1"]
+    )
+    def test_leaves_out_other_spellings(self, text: str) -> None:
+        """The address is left out within a name and in a URL's spelling, too."""
+        data = protocol.decode_json(json.dumps({"x": text}).encode(), user_id="frodo@mount.doom")
+        assert "frodo" not in str(data["x"])
 
     def test_leaves_out_the_address_in_a_title(self) -> None:
         """The title of a page is repeated without the registered address."""
@@ -769,6 +789,175 @@ class TestAnyAnswer:
         else:
             assert depth == outcome.statuses[Product.LIGHT_CURVE].progress_text.count("ACTIVE")
             assert outcome == Outcome.model_validate_json(outcome.model_dump_json())
+
+
+def says_complete(code: object) -> bool:
+    """Tell whether a status code that came over the wire is the number 4, as a number or as its text."""
+    if isinstance(code, str):
+        return code.strip().removeprefix("+").lstrip("0") == "4"
+    return isinstance(code, int | float) and not isinstance(code, bool) and code == 4
+
+
+def read(body: bytes, reader: Callable[[Any], object], **options: Any) -> tuple[dict[str, Any], object]:
+    """Read an answer as the client does, each stage with the errors that it documents; None where one came."""
+    try:
+        data = protocol.decode_json(body, **options)
+    except AnswerError as error:
+        return {}, error
+    try:
+        checked = protocol.check_answer(data)
+    except (AnswerError, RefusedError) as error:
+        return data, error
+    try:
+        return data, reader(checked)
+    except AnswerError as error:
+        return data, error
+
+
+def check_portable(found: Any) -> None:
+    """Make sure that what came of an answer can be written down, and handed from one process to another."""
+    if isinstance(found, XRTError):
+        again = pickle.loads(pickle.dumps(found))  # noqa: S301 - our own
+        assert (type(found), str(found), vars(found)) == (type(again), str(again), vars(again))
+        str(found).encode()
+        return
+    assert found == pickle.loads(pickle.dumps(found))  # noqa: S301 - our own
+    for noun in found if isinstance(found, tuple) else () if isinstance(found, int) else (found,):
+        assert noun == type(noun).model_validate_json(noun.model_dump_json())
+    if isinstance(found, Outcome):
+        json.dumps(found.as_service(), allow_nan=False, ensure_ascii=False).encode()
+
+
+SAMPLE_ANSWERS = [json.loads(path.read_text()) for path in sorted(SAMPLES.glob("*.json"))]
+CODES = st.sampled_from(
+    [4, "4", 4.0, "04", "+4", " 4 ", 4.5, "4.0", "4e0", "0x4", "\uff14", "\u0664", "-4", -4, True, [4], {"4": 4}]
+).map(copy.deepcopy) | st.integers(-12, 12)  # fmt: skip
+UNWRITABLE = st.sampled_from(["\ud800", "4\udfff", float("nan"), float("inf")])
+ODD_TEXTS = st.text("04+-. \n_exE\u00a0\uff14\u0664", max_size=5)
+
+
+@st.composite
+def spoilt_answers(draw: Callable[[Any], Any]) -> Any:
+    """Change a few places, at any depth, in one of the service's documented answers."""
+    answer = copy.deepcopy(draw(st.sampled_from(SAMPLE_ANSWERS)))
+    for _ in range(draw(st.integers(0, 4))):
+        answer = spoil(draw, answer)
+    return answer
+
+
+def spoil(draw: Callable[[Any], Any], value: Any) -> Any:
+    """Change one place below a value, or the value."""
+    if not (isinstance(value, dict | list) and value):
+        return draw(CODES | UNWRITABLE | VALUES)
+    place = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
+    act = draw(st.sampled_from(["deeper", "deeper", "deeper", "replace", "drop", "wrap", "move"]))
+    if act == "drop":
+        del value[place]
+    elif act == "move" and isinstance(value, dict):
+        value[draw(st.sampled_from([*value, *protocol.SHORT_NAMES.values()]))] = copy.deepcopy(value[place])
+    else:
+        below = value[place]
+        value[place] = (
+            spoil(draw, below)
+            if act == "deeper"
+            else [below]
+            if act == "wrap"
+            else draw(CODES | UNWRITABLE | VALUES)
+        )
+    return value
+
+
+@st.composite
+def spoilt_bodies(draw: Callable[[Any], Any]) -> bytes:
+    """Cut, double or overwrite a piece of the text of one of the service's documented answers."""
+    body = json.dumps(draw(spoilt_answers())).encode()
+    start, stop = sorted(draw(st.tuples(*[st.integers(0, len(body))] * 2)))
+    return draw(
+        st.sampled_from([body[:start], body[:start] + body[stop:], body[:stop] + body[start:]])
+        | st.binary(max_size=8).map(lambda noise: body[:start] + noise + body[stop:])
+    )
+
+
+class TestSpoiltAnswer:
+    """Answers that are nearly right lead further in than those made of nothing."""
+
+    @pytest.mark.filterwarnings("ignore::prefect_xrt.errors.ServiceWarning")
+    @settings(max_examples=1000)
+    @given(spoilt_answers().map(lambda answer: json.dumps(answer).encode()) | spoilt_bodies())
+    def test_errors_and_values(self, body: bytes) -> None:
+        """Every stage gives a value that can be kept and sent on, or one of its documented errors."""
+        for reader in READERS:
+            data, found = read(body, reader)
+            check_portable(found)
+            if isinstance(found, Outcome):
+                for product in found.ready:
+                    entry = data[protocol.SHORT_NAMES[product]]
+                    assert says_complete(entry["statusCode"])
+                assert not found.succeeded or len(found.ready) == len(Product)
+
+    def test_all_the_way(self) -> None:
+        """The documented answers themselves get through every reader that they are meant for."""
+        kinds = set()
+        for answer in SAMPLE_ANSWERS:
+            for reader in READERS:
+                kinds.add(type(read(json.dumps(answer).encode(), reader)[1]))
+        assert {Job, Outcome, CancelResult, int, tuple, RefusedError, UnknownUserError, AnswerError} <= kinds
+
+    @given(CODES | VALUES | ODD_TEXTS)
+    @example("4\n")
+    @example(4.0000000000000001)
+    def test_complete(self, code: Any) -> None:
+        """A product is ready if its code is the number 4, as a number or as its text, and for no other code."""
+        answer = {"OK": 1, "lc": {"statusCode": code, "statusText": "Complete"}}
+        _, found = read(json.dumps(answer).encode(), READERS[2])
+        check_portable(found)
+        if isinstance(found, Outcome):
+            status = found.statuses[Product.LIGHT_CURVE]
+            assert (status.state is ProductState.READY) == says_complete(code)
+            assert not found.succeeded
+
+    @given(CODES | VALUES | ODD_TEXTS)
+    def test_cancelled(self, code: Any) -> None:
+        """A product counts as cancelled only if the service says 0."""
+        answer = {"OK": 2, "statusCodes": {"lc": code}, "status": {"lc": "Job cancelled OK"}}
+        _, found = read(json.dumps(answer).encode(), READERS[3])
+        if isinstance(found, CancelResult) and found.products[Product.LIGHT_CURVE].cancelled:
+            assert not isinstance(code, bool)
+            assert float(code) == 0
+
+    @pytest.mark.filterwarnings("ignore::prefect_xrt.errors.ServiceWarning")
+    @settings(max_examples=500)
+    @given(
+        spoilt_answers(),
+        st.data(),
+        st.sampled_from(["{}", "user `{}` is not known", "<{}>", "mailto:{}?x", "'{}',", "{}\n{}", "é {}"]),
+        st.sampled_from([str, str.upper, str.title]),
+        st.booleans(),
+    )
+    def test_address(
+        self, answer: Any, data: st.DataObject, text: str, spell: Callable[[str], str], as_key: bool
+    ) -> None:
+        """Wherever an answer speaks of the registered address, nothing that is made of it does."""
+        told = text.format(*[spell(USER)] * 2)
+        place: Any = answer
+        while True:
+            if isinstance(place, dict):
+                names = list(place)
+                if as_key or not names:
+                    place[told] = told
+                name = data.draw(st.sampled_from(names)) if names else told
+            elif isinstance(place, list) and place:
+                name = data.draw(st.integers(0, len(place) - 1))
+            else:
+                break
+            if not isinstance(place[name], dict | list) or data.draw(st.booleans()):
+                place[name] = told
+            place = place[name]
+        assume(isinstance(answer, dict))
+        for reader in READERS:
+            _, found = read(json.dumps(answer).encode(), reader, user_id=USER)
+            seen = str(vars(found)) + str(found) if isinstance(found, Exception) else repr(found)
+            assert USER.lower() not in seen.lower()
 
 
 with warnings.catch_warnings():

@@ -418,6 +418,13 @@ class TestFailedLooks:
         world = World(error, {IMAGE: 3}, {IMAGE: 4})
         assert world.wait().complete is True
 
+    def test_an_hour(self) -> None:
+        """An hour without a word, of whatever kind, is ridden out; what has ended meanwhile is told then."""
+        troubles = [away(), ServiceUnreachableError("HTTP 502.", status=502), AnswerError("A page"), away()]
+        world = World({IMAGE: 3}, *(troubles[count % 4] for count in range(60)), {IMAGE: 4})
+        assert world.wait().complete is True
+        assert sum(world.intervals) > 3600
+
     def test_refused_later(self) -> None:
         """A refusal in the midst of a wait is a failed look: a live job is not given up for it."""
         world = World({IMAGE: 3}, JobNotFoundError("Job 801 does not exist"), {IMAGE: 4})

@@ -169,6 +169,12 @@ class TestUncertain:
         assert len(one.emulator.calls("submit")) == 2
         assert [round(seconds) for seconds in one.slept_s] == [5]
 
+    def test_asked_to_wait(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """A service that asks to be left alone is, before anything is sent again."""
+        one = side(faults=[Fault("submit", "http-503", retry_after=77)])
+        assert one.submit(request_).id == 801
+        assert [round(seconds) for seconds in one.slept_s] == [77]
+
     def test_list_that_is_late(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """A list that shows a job only after a while is given that time."""
         one = side(faults=[Fault("submit", "reset-after")], list_delay_s=100.0)
