@@ -560,18 +560,18 @@ class _Patience(io.RawIOBase):
         super().close()
 
 
-def settings_from_environment() -> tuple[str, str]:
+def settings_from_environment(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
     """Return the registered address and the base URL that the environment names.
 
     Raises:
         ConfigurationError: PREFECT_XRT_USER_ID is not set.
     """
-    user_id = os.environ.get("PREFECT_XRT_USER_ID", "")
+    user_id = environment.get("PREFECT_XRT_USER_ID", "")
     if not user_id.strip():
         raise ConfigurationError(
             "No registered address is set: set PREFECT_XRT_USER_ID, or save an XRTCredentials block and name it."
         )
-    return user_id, os.environ.get("PREFECT_XRT_BASE_URL") or protocol.BASE_URL
+    return user_id, environment.get("PREFECT_XRT_BASE_URL") or protocol.BASE_URL
 
 
 _backoff = tenacity.wait_exponential_jitter(initial=1.0, max=30.0, jitter=1.0)

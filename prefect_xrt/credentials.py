@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from typing import ClassVar, cast
 
 import httpx
@@ -80,12 +82,15 @@ class XRTCredentials(CredentialsBlock):
         )
 
 
-def load_credentials(credentials: XRTCredentials | str | None = None) -> XRTCredentials:
+def load_credentials(
+    credentials: XRTCredentials | str | None = None, environment: Mapping[str, str] = os.environ
+) -> XRTCredentials:
     """Return an account: the one given, the block of that name, or the one in the environment.
 
     Args:
         credentials: The account, the name of an `XRTCredentials` block, or None for the variables
             PREFECT_XRT_USER_ID and PREFECT_XRT_BASE_URL.
+        environment: Where the variables are.
 
     Raises:
         ConfigurationError: There is no such block, or the environment names no account.
@@ -93,7 +98,7 @@ def load_credentials(credentials: XRTCredentials | str | None = None) -> XRTCred
     if isinstance(credentials, XRTCredentials):
         return credentials
     if credentials is None:
-        user_id, base_url = settings_from_environment()
+        user_id, base_url = settings_from_environment(environment)
         return XRTCredentials(user_id=SecretStr(user_id), base_url=base_url)
     try:
         return cast(XRTCredentials, XRTCredentials.load(credentials))

@@ -286,13 +286,15 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     log = flow_run_logger(flow_run)
     with _api() as client:
         labels = client.read_flow_run(flow_run.id).labels
+    # Prefect runs it with the run's own variables or without them, as its version is.
+    variables = {**os.environ, **(flow_run.job_variables or {}).get("env", {})}
     meant = {"when-stopped"} if state.is_crashed() else {"when-stopped", "when-cancelled"}
     for name, policy in labels.items():
         job_id = re.fullmatch(rf"{re.escape(_LABEL)}(\d+)", name)
         if job_id is None or policy not in meant:
             continue
         try:
-            account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None)
+            account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None, variables)
             with account.get_client() as service:
                 job = service.attach(int(job_id[1]))
         except XRTError as error:
