@@ -232,19 +232,19 @@ def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) 
     Ctrl-C cancels a run that was started by hand. What else ends a process from outside is a
     cancellation only where the run's state says so.
     """
+    if not runtime.id:
+        yield  # outside any run there is none to be cancelled
+        return
     try:
-        if runtime.id:
-            with not_vital(f"It could not be noted that this run follows {job}"):
-                _label(
-                    {f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""}
-                )
+        with not_vital(f"It could not be noted that this run follows {job}"):
+            _label({f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""})
         yield
     except Exception:
         raise
     except BaseException as stop:
         if policy == "when-stopped" or (policy == "when-cancelled" and _is_cancellation(stop)):
             log = get_run_logger()
-            if _cancel(job, account, log.info, log.error) and runtime.id:
+            if _cancel(job, account, log.info, log.error):
                 with not_vital(f"It could not be noted that {job} is cancelled"):
                     _label({f"{_LABEL}{job.id}": _CANCELLED})
         raise
