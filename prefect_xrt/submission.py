@@ -215,10 +215,10 @@ def _settle(
         skew = timedelta(seconds=client.clock_skew_s)
         known: list[Job] = []
         doubtful: list[JobSummary] = []
-        for summary in listed:
+        for summary in (_by_our_clock(listed_job, skew) for listed_job in listed):
             if not (
                 _may_answer(summary, request)
-                and _is_of_the_time(summary, left, skew)
+                and _is_of_the_time(summary, left)
                 and claims.is_free(summary, left.owner)
             ):
                 continue
@@ -265,10 +265,17 @@ def _may_answer(summary: JobSummary, request: ProductRequest) -> bool:
     return same_name and asked <= listed <= asked | brought_in
 
 
-def _is_of_the_time(summary: JobSummary, left: Submission, skew: timedelta) -> bool:
+def _by_our_clock(summary: JobSummary, skew: timedelta) -> JobSummary:
+    """Return a line of the list with its time as our clock would have told it."""
+    if summary.submitted_at is None:
+        return summary
+    return summary.model_copy(update={"submitted_at": summary.submitted_at - skew})
+
+
+def _is_of_the_time(summary: JobSummary, left: Submission) -> bool:
     if summary.submitted_at is None:
         return True
-    return left.asked_at - _SLACK <= summary.submitted_at - skew <= left.last_asked_at + _LATE
+    return left.asked_at - _SLACK <= summary.submitted_at <= left.last_asked_at + _LATE
 
 
 def find_job(

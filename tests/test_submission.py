@@ -263,15 +263,16 @@ class TestOthers:
     def test_clock_that_is_wrong(
         self, xrt_service_factory: Callable[..., Emulator], request_: ProductRequest, tmp_path: Path
     ) -> None:
-        """A clock that differs from the service's by an hour changes nothing."""
+        """A clock that differs from the service's by an hour changes nothing, nor whose a job is."""
         for hours in (-1, 1):
             emulator = xrt_service_factory(
-                Scenario(faults=[Fault("submit", "reset-after")]),
+                Scenario(faults=[Fault("submit", "reset-after"), Fault("submit", "reset-before")]),
                 utcnow=lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours),
             )
-            party = Side(emulator, tmp_path / str(hours), "one")
-            assert party.submit(request_).id == 801
-            assert list(emulator.jobs) == [801]
+            for number, owner in enumerate(("one", "other")):
+                party = Side(emulator, tmp_path / f"{hours}{owner}", owner)
+                assert party.submit(request_).id == 801 + number
+            assert list(emulator.jobs) == [801, 802]
 
     def test_owned(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """Two that ask for the same at the same time stay two jobs, whichever answer is lost."""
