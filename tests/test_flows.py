@@ -547,7 +547,7 @@ class TestAgain:
         """Two runs that ask for the same at the same time into folders of their own stay two jobs."""
         emulator = service(
             default=READY,
-            faults=[Fault("submit", "reset-after", after=1), Fault("submit", "reset-before", after=2)],
+            faults=[Fault("submit", "reset-after", after=1), Fault("submit", "reset-before", after=1)],
         )
         runs = [build_products(request_, tmp_path / str(number), pacing=FAST).job.id for number in range(3)]
         assert (runs, list(emulator.jobs)) == ([801, 802, 803], [801, 802, 803])
