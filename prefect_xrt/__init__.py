@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Spectrum,
         TimeSlice,
     )
+    from prefect_xrt.results import Position, Provenance, SourceList, SpectralFits, read_result
     from prefect_xrt.runs import cancel_jobs
     from prefect_xrt.sensor import Pacing
     from prefect_xrt.tasks import (
@@ -38,6 +39,11 @@ if TYPE_CHECKING:
         check_product_status,
         download_product,
         find_job,
+        rebin_light_curve,
+        retrieve_light_curve,
+        retrieve_position,
+        retrieve_source_list,
+        retrieve_spectral_fits,
         submit_request,
         wait_for_products,
     )
@@ -62,6 +68,7 @@ _ROOMS = {
         "Spectrum",
         "TimeSlice",
     ),
+    "results": ("Position", "Provenance", "SourceList", "SpectralFits", "read_result"),
     "runs": ("cancel_jobs",),
     "sensor": ("Pacing",),
     "tasks": (
@@ -70,6 +77,11 @@ _ROOMS = {
         "check_product_status",
         "download_product",
         "find_job",
+        "rebin_light_curve",
+        "retrieve_light_curve",
+        "retrieve_position",
+        "retrieve_source_list",
+        "retrieve_spectral_fits",
         "submit_request",
         "wait_for_products",
     ),
@@ -86,13 +98,17 @@ __all__ = [
     "LightCurve",
     "Outcome",
     "Pacing",
+    "Position",
     "PositionOptions",
     "Product",
     "ProductFile",
     "ProductRequest",
     "ProductState",
     "ProductStatus",
+    "Provenance",
     "SourceDetection",
+    "SourceList",
+    "SpectralFits",
     "Spectrum",
     "TimeSlice",
     "XRTClient",
@@ -110,6 +126,12 @@ __all__ = [
     "find_job",
     "read_request",
     "read_request_file",
+    "read_result",
+    "rebin_light_curve",
+    "retrieve_light_curve",
+    "retrieve_position",
+    "retrieve_source_list",
+    "retrieve_spectral_fits",
     "submit_request",
     "wait_for_products",
 ]

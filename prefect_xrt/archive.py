@@ -59,6 +59,7 @@ __all__ = [
     "refuse_foreign_files",
     "remove_other_jobs",
     "verify",
+    "write_bytes",
     "write_text",
 ]
 
@@ -383,11 +384,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write what is in memory into a file, as `write_text` does.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
     part = _part(path)
     with _writing(path.parent), _open_locked(part, fcntl.LOCK_EX) as stream:
         try:
             stream.truncate(0)
-            stream.write(text.encode())
+            stream.write(data)
             _settle(stream, part, path)
         except BaseException:
             part.unlink(missing_ok=True)

@@ -27,12 +27,13 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_xrt import archive, errors, protocol, records, sensor, submission
+from prefect_xrt import archive, errors, protocol, records, result_files, results, sensor, submission
 from prefect_xrt._version import __version__
 from prefect_xrt.client import XRTClient, settings_from_environment
 from prefect_xrt.parameters import read_request_file
 from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.science_cli import collect, plot
 from prefect_xrt.sensor import Pacing
 from prefect_xrt.state import LocalClaims, LocalLooks
 
@@ -74,6 +75,7 @@ _EXIT_OF: tuple[tuple[type[errors.XRTError], int], ...] = (
     (errors.AnswerError, 7),
     (errors.ProductMissingError, 12),
     (errors.ArchiveError, 12),
+    (errors.ResultFileError, 12),
     (errors.OutputError, 12),
 )
 _PARTLY, _FAILED, _CANCELLED, _FILES, _NOT_YET, _INTERRUPTED = 3, 4, 5, 12, 13, 130
@@ -414,6 +416,58 @@ def download(
 
 @cli.command()
 @_job_argument
+@click.option(
+    "--out",
+    "directory",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where files go.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice([ending.removeprefix(".") for ending in result_files.FORMATS]),
+    default="ecsv",
+    show_default=True,
+    help="Of the files.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace files that are there already.")
+@_products_option
+@_account_options
+@_json_option
+def retrieve(
+    job_id: int,
+    directory: Path,
+    form: str,
+    overwrite: bool,
+    products: tuple[str, ...],
+    as_json: bool,
+    **account: str | None,
+) -> None:
+    """Retrieve the results of the products that are ready as data: positions, light curves, fits, sources."""
+    written: dict[str, str] = {}
+    with _client(account) as client:
+        job = client.attach(job_id)
+        outcome = _look(client, job, products)
+        archive.make_directory(directory)
+        for product in outcome.ready:
+            result = client.retrieve(job, product)
+            if result:
+                path = results.write(result, directory / f"{product.value}.{form}", overwrite=overwrite)
+                written[product.value] = str(path)
+    if as_json:
+        _put_json({"JobID": job_id, "files": written})
+    else:
+        for name, place in written.items():
+            click.echo(f"{name} -> {place}")
+    if outcome.pending:
+        sys.exit(_NOT_YET)
+    sys.exit(_exit_code(len(outcome.ready), len(outcome.statuses), len(outcome.cancelled)))
+
+
+@cli.command()
+@_job_argument
 @_products_option
 @_account_options
 @_json_option
@@ -695,6 +749,10 @@ def emulator(port: int, scenario: str, speed: float) -> None:
         serve(scenario, port=port, speed=speed, announce=_say)
     except (ScenarioError, OSError) as error:
         raise errors.ConfigurationError(f"The embedded service cannot run: {error}") from error
+
+
+cli.add_command(plot)
+cli.add_command(collect)
 
 
 def main() -> NoReturn:

@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import SplitResult, urljoin, urlsplit
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 import requests
 import tenacity
@@ -33,7 +33,7 @@ import urllib3
 from pydantic import JsonValue, SecretStr
 from requests.adapters import HTTPAdapter
 
-from prefect_xrt import protocol
+from prefect_xrt import answers, protocol
 from prefect_xrt._version import __version__
 from prefect_xrt.errors import (
     AnswerError,
@@ -50,13 +50,32 @@ from prefect_xrt.errors import (
     is_transient,
 )
 from prefect_xrt.parameters import encode
-from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, JobSummary, Outcome
+from prefect_xrt.protocol import (
+    ArchiveFormat,
+    CancelResult,
+    Job,
+    JobSummary,
+    Outcome,
+    ProductStatus,
+    RebinJob,
+)
+from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.results import (
+    POSITION_PRODUCTS,
+    LightCurve,
+    Position,
+    Provenance,
+    Result,
+    SourceList,
+    SpectralFits,
+    require,
+)
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["RemoteFile", "XRTClient", "settings_from_environment"]
+__all__ = ["RemoteFile", "Which", "XRTClient", "settings_from_environment"]
 
 USER_AGENT = f"prefect-xrt/{__version__} python-requests/{requests.__version__}"
 
@@ -67,6 +86,9 @@ _ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 _MAX_REDIRECTS = 3
 _PATIENCE_S = 120.0
 _T = TypeVar("_T")
+
+Which = Literal["without", "with", "both"]
+"""Whether light curves are wanted without something, with it, or in both versions."""
 
 
 @dataclass
@@ -307,6 +329,235 @@ class XRTClient:
         data = self._call("old job", {"oldJob": job_id}, attempts=attempts, refusal=JobNotFoundError)
         return protocol.decode_old_job(data, job_id)
 
+    def retrieve_position(
+        self, job: Job, product: Product | str = Product.STANDARD_POS, *, attempts: int | None = None
+    ) -> Position:
+        """Return the standard, enhanced or astrometric position, or that there is none and why.
+
+        Args:
+            job: A job with that product.
+            product: StandardPos, EnhancedPos or AstromPos.
+            attempts: How often to try; the client's own number by default.
+
+        Raises:
+            ConfigurationError: It is no position, or the job does not build it.
+            RefusedError: The service has none to give for another reason.
+            JobNotFoundError: The job does not exist, or is someone else's.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        (chosen,) = protocol.choose_products(job, (product,))
+        if chosen not in POSITION_PRODUCTS:
+            raise ConfigurationError(f"{chosen.value} is not a position.")
+        return self._retrieve(
+            job,
+            chosen,
+            lambda data, provenance: answers.decode_position(data, chosen, provenance),
+            attempts=attempts,
+        )
+
+    def retrieve_spectral_fits(self, job: Job, *, attempts: int | None = None) -> SpectralFits:
+        """Return the fits to the spectra of a job.
+
+        Args:
+            job: A job whose spectrum is ready.
+            attempts: How often to try; the client's own number by default.
+
+        Raises:
+            ConfigurationError: The job does not build a spectrum.
+            RefusedError: The service has none to give: it is not ready, or was deleted.
+            JobNotFoundError: The job does not exist, or is someone else's.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        protocol.choose_products(job, (Product.SPECTRUM,))
+        return self._retrieve(job, Product.SPECTRUM, answers.decode_spectral_fits, attempts=attempts)
+
+    def retrieve_source_list(self, job: Job, *, attempts: int | None = None) -> SourceList:
+        """Return the sources that were detected, per band.
+
+        Args:
+            job: A job whose source detection is ready.
+            attempts: How often to try; the client's own number by default.
+
+        Raises:
+            ConfigurationError: The job does not detect sources.
+            RefusedError: The service has none to give: it is not ready, or was deleted.
+            JobNotFoundError: The job does not exist, or is someone else's.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        protocol.choose_products(job, (Product.SOURCE_DET,))
+        return self._retrieve(job, Product.SOURCE_DET, answers.decode_source_list, attempts=attempts)
+
+    def retrieve_light_curve(
+        self,
+        job: Job,
+        *,
+        systematics: Which = "with",
+        unreliable: Which = "without",
+        attempts: int | None = None,
+    ) -> LightCurve:
+        """Return the light curves of a job.
+
+        Args:
+            job: A job whose light curve is ready.
+            systematics: Whether the systematic error of WT mode is in the errors; "both" gives each WT
+                dataset twice.
+            unreliable: Whether bins that may be unreliable, as the source was not well centred, are in;
+                "both" gives each dataset twice.
+            attempts: How often to try; the client's own number by default.
+
+        Raises:
+            ConfigurationError: The job does not build a light curve, or the extra is not installed.
+            RefusedError: The service has none to give: it is not ready, or was deleted.
+            JobNotFoundError: The job does not exist, or is someone else's.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        protocol.choose_products(job, (Product.LIGHT_CURVE,))
+        require("numpy")
+        body: dict[str, JsonValue] = {"JobID": job.id, **_versions(systematics, unreliable)}
+
+        def once() -> answers.Cut:
+            data = self._post_as(Product.LIGHT_CURVE, body, answers.cut)
+            protocol.check_answer(data.answer)
+            return data
+
+        return self._read_light_curve(job, self._repeat(once, is_transient, attempts=attempts))
+
+    def retrieve(self, job: Job, product: Product) -> Result | None:
+        """Return the result of a product as data; None for images, of which there is none.
+
+        Raises:
+            XRTError: As the `retrieve_` method for that product.
+        """
+        if product in POSITION_PRODUCTS:
+            return self.retrieve_position(job, product)
+        if product is Product.LIGHT_CURVE:
+            return self.retrieve_light_curve(job)
+        if product is Product.SPECTRUM:
+            return self.retrieve_spectral_fits(job)
+        return self.retrieve_source_list(job) if product is Product.SOURCE_DET else None
+
+    def submit_rebin(self, job: Job, binning: Binning) -> RebinJob:
+        """Ask for a finished job's light curve to be binned again.
+
+        Repeated only where nothing was sent.
+
+        Args:
+            job: A job whose light curve is ready.
+            binning: How to bin. It cannot choose observations anew.
+
+        Raises:
+            ConfigurationError: The job does not build a light curve, or the binning says nothing of its own.
+            RefusedError: The service does not do it.
+            SubmitUncertainError: It was asked for and no clear answer came.
+            ServiceUnreachableError: Nothing was sent, after several attempts.
+        """
+        protocol.choose_products(job, (Product.LIGHT_CURVE,))
+        parameters = protocol.encode_binning(binning)
+        body = {"type": "UOB_LC", "objectID": job.id, **parameters}
+        if job.name is not None:
+            body["name"] = job.name
+        self._adapter.close()
+        try:
+            data = self._repeat(
+                lambda: self._ask_data("rebinLightCurve", body),
+                lambda error: (
+                    isinstance(error, ServiceUnreachableError) and not error.sent and is_transient(error)
+                ),
+            )
+            return protocol.decode_rebin(data, job, parameters)
+        except (AnswerError, ServiceUnreachableError) as error:
+            if isinstance(error, ServiceUnreachableError) and not error.sent:
+                raise
+            raise SubmitUncertainError(
+                f"The service was asked to bin the light curve of {job} again, but no clear answer came "
+                f"({error.message}) It may do so all the same; to ask once more does no harm but for its time.",
+                name=job.name,
+            ) from error
+
+    def check_rebin_status(self, rebin: RebinJob, *, attempts: int | None = None) -> ProductStatus:
+        """Look at how far a new binning is; to wait, use `rebin.rebin_light_curve`.
+
+        Raises:
+            RefusedError: The service does not know it.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        body: dict[str, JsonValue] = {"JobID": rebin.id}
+        return protocol.decode_rebin_status(self._call_data("checkRebinStatus", body, attempts=attempts))
+
+    def cancel_rebin(self, rebin: RebinJob, *, attempts: int | None = None) -> bool:
+        """Cancel a new binning.
+
+        Returns:
+            Whether it was cancelled; else it had probably finished.
+
+        Raises:
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        try:
+            self._call_data("cancelRebin", {"JobID": rebin.id}, attempts=attempts)
+        except RefusedError:
+            return False
+        return True
+
+    def retrieve_rebinned_light_curve(
+        self,
+        rebin: RebinJob,
+        *,
+        systematics: Which = "with",
+        unreliable: Which = "without",
+        attempts: int | None = None,
+    ) -> LightCurve:
+        """Return what a new binning has made; the arguments are those of `retrieve_light_curve`.
+
+        Raises:
+            ConfigurationError: The extra is not installed.
+            RefusedError: The service has none to give: it is not ready, or was deleted.
+            ServiceUnreachableError: The service did not answer.
+            AnswerError: What came back is not the service speaking.
+        """
+        require("numpy")
+        body = {"type": "REBIN_LC", "objectID": rebin.id, **_versions(systematics, unreliable)}
+
+        def once() -> answers.Cut:
+            data = self._post_as("data", _data_call("downloadLightCurve", body), answers.cut)
+            protocol.check_data_answer(data.answer)
+            return data
+
+        return self._read_light_curve(rebin.job, self._repeat(once, is_transient, attempts=attempts), rebin)
+
+    def _retrieve(
+        self,
+        job: Job,
+        product: Product,
+        decode: Callable[[dict[str, JsonValue], Provenance], _T],
+        *,
+        attempts: int | None,
+    ) -> _T:
+        data = self._call(product, {"JobID": job.id}, attempts=attempts)
+        sha256 = answers.sha256_of(data)
+        return decode(data, answers.provenance_of(job, data, datetime.now(UTC), sha256))
+
+    @staticmethod
+    def _read_light_curve(job: Job, data: answers.Cut, rebin: RebinJob | None = None) -> LightCurve:
+        provenance = answers.provenance_of(job, data.answer, datetime.now(UTC), data.sha256(), rebin=rebin)
+        return answers.decode_light_curve(data, provenance)
+
+    def _ask_data(self, function: str, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+        data = self._post("data", _data_call(function, body))
+        protocol.check_data_answer(data)
+        return data
+
+    def _call_data(
+        self, function: str, body: Mapping[str, JsonValue], *, attempts: int | None
+    ) -> dict[str, JsonValue]:
+        return self._repeat(lambda: self._ask_data(function, body), is_transient, attempts=attempts)
+
     @contextmanager
     def open_file(
         self,
@@ -425,27 +676,26 @@ class XRTClient:
         )
         return retrying(act)
 
-    def _post(self, act: str, body: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def _post(self, act: str, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
         """Send one call and return the object that came back, whatever it says."""
+        return self._post_as(act, body, protocol.decode_json)
+
+    def _post_as(self, act: str, body: Mapping[str, JsonValue], decode: Callable[..., _T]) -> _T:
+        """Send one call and return what a decoder makes of what came back."""
         with (
             _within(self._total_timeout_s),
             _translated(),
             self._send(
                 "POST",
-                f"{self.base_url}/{protocol.PATHS[act]}",
-                json={
-                    **body,
-                    "UserID": self._user_id.get_secret_value(),
-                    "api_name": protocol.API_NAME,
-                    "api_version": protocol.API_VERSION,
-                },
+                self._url(act),
+                json={**body, **self._account(act)},
             ) as response,
         ):
             ahead_s = _seconds_until(response.headers.get("Date", ""))
             if response.status_code != requests.codes.ok:
                 raise _http_error(response)
             try:
-                data = protocol.decode_json(
+                data = decode(
                     _read(response),
                     response.headers.get("Content-Type", ""),
                     user_id=self._user_id.get_secret_value(),
@@ -455,6 +705,22 @@ class XRTClient:
                 raise error.with_traceback(None)  # noqa: B904 - it is the same error
             self._clock_skew_s = ahead_s or 0.0
             return data
+
+    def _url(self, act: str) -> str:
+        path = protocol.PATHS[act]
+        if not path.startswith("/"):
+            return f"{self.base_url}/{path}"
+        return urlunsplit((self._origin.scheme, self._origin.netloc, path, "", ""))
+
+    def _account(self, act: str) -> dict[str, JsonValue]:
+        # The interface for data asks for no account, and is told none.
+        if act == "data":
+            return {}
+        return {
+            "UserID": self._user_id.get_secret_value(),
+            "api_name": protocol.API_NAME,
+            "api_version": protocol.API_VERSION,
+        }
 
     def _send(
         self,
@@ -473,6 +739,24 @@ class XRTClient:
             stream=True,
             allow_redirects=False,
         )
+
+
+def _versions(systematics: Which, unreliable: Which) -> dict[str, JsonValue]:
+    """Spell for the service which versions of a light curve are wanted.
+
+    Raises:
+        ConfigurationError: It is none of what can be wanted.
+    """
+    wanted = {"with": "yes", "without": "no", "both": "both"}
+    if systematics not in wanted or unreliable not in wanted:
+        raise ConfigurationError("`systematics` and `unreliable` are 'with', 'without' or 'both'.")
+    # The service asks the other way round: for the curves *without* the systematic error.
+    nosys = {"with": "no", "without": "yes"}.get(systematics, "both")
+    return {"nosys": nosys, "incbad": wanted[unreliable]}
+
+
+def _data_call(function: str, body: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {**body, "APIFunc": function, "APIVersion": protocol.DATA_API_VERSION}
 
 
 class _Session(requests.Session):

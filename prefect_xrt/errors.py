@@ -30,6 +30,7 @@ __all__ = [
     "RefusedError",
     "RequestRefusedError",
     "RequestWarning",
+    "ResultFileError",
     "ServiceUnreachableError",
     "ServiceWarning",
     "SubmitUncertainError",
@@ -153,6 +154,10 @@ class ArchiveError(XRTError):
 
 class UnsafeArchiveError(ArchiveError):
     """An archive holds something that must not be unpacked: an absolute path, `..`, a device, a bomb."""
+
+
+class ResultFileError(XRTError):
+    """A file is not one that a result was written to, or is damaged; nothing was read from it."""
 
 
 class OutputError(XRTError):

@@ -33,12 +33,13 @@ from prefect_xrt.errors import (
     UnknownUserError,
 )
 from prefect_xrt.parameters import PRODUCT_FLAGS, describe_wire_name
-from prefect_xrt.request import Product
+from prefect_xrt.request import LightCurve, Product
 
 __all__ = [
     "API_NAME",
     "API_VERSION",
     "BASE_URL",
+    "DATA_API_VERSION",
     "HELP_DESK",
     "PATHS",
     "SHORT_NAMES",
@@ -50,15 +51,21 @@ __all__ = [
     "Outcome",
     "ProductState",
     "ProductStatus",
+    "RebinJob",
+    "as_number",
     "check_answer",
+    "check_data_answer",
     "choose_products",
     "decode_cancel",
     "decode_count",
     "decode_jobs",
     "decode_json",
     "decode_old_job",
+    "decode_rebin",
+    "decode_rebin_status",
     "decode_status",
     "decode_submit",
+    "encode_binning",
     "file_name",
     "progress_text",
     "what",
@@ -68,6 +75,8 @@ BASE_URL = "https://www.swift.ac.uk/user_objects"
 HELP_DESK = "swifthelp@leicester.ac.uk"
 API_NAME = "xrt_prods"
 API_VERSION = "1.12"
+DATA_API_VERSION = "1.0.5"
+"""Of the interface at `/API/main.php`, which has a version of its own."""
 
 PATHS: Mapping[str, str] = {
     "submit": "run_userobject.php",
@@ -76,7 +85,16 @@ PATHS: Mapping[str, str] = {
     "count": "getNumJobs.php",
     "jobs": "listOldJobs.php",
     "old job": "getOldProduct.php",
+    Product.STANDARD_POS: "tprods/getPSFPos.php",
+    Product.ENHANCED_POS: "tprods/getEnhPos.php",
+    Product.ASTROM_POS: "tprods/getAstromPos.php",
+    Product.LIGHT_CURVE: "tprods/getLCData.php",
+    Product.SPECTRUM: "tprods/getSpecData.php",
+    Product.SOURCE_DET: "tprods/getSourceDetResults.php",
+    "data": "/API/main.php",
 }
+"""Where each act is: below the base URL, or, with a slash before it, below its origin. A product's name
+stands for retrieving what it found as data."""
 
 SHORT_NAMES: Mapping[Product, str] = {
     Product.LIGHT_CURVE: "lc",
@@ -97,6 +115,7 @@ _MAX_DEPTH = 100
 _MAX_VALUES = 10**6
 _MAX_NUMBER = 10**18
 _TEXT_LIMIT = 500
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -305,6 +324,19 @@ class Outcome(_Noun):
             raise ProductsError(f"Not every product of {self.job} is ready: {self.describe()}.", outcome=self)
 
 
+class RebinJob(_Noun):
+    """A request to bin the light curve of a finished job again; its ID is not that of a job."""
+
+    id: int = Field(description="The ID of the request.")
+    job: Job = Field(description="The job whose light curve it is.")
+    parameters: dict[str, JsonValue] = Field(
+        description="The new binning, by the names that the service's interface for data has for it."
+    )
+
+    def __str__(self) -> str:
+        return f"the rebinning {self.id} of {self.job}"
+
+
 class CancelledProduct(_Noun):
     """What the service answered to the wish to cancel one product."""
 
@@ -374,6 +406,59 @@ def what(products: Iterable[Product]) -> str:
 def file_name(product: Product, archive_format: ArchiveFormat) -> str:
     """Return the name of a product's bundle below the job's URL, such as `lc.tar.gz`."""
     return f"{SHORT_NAMES[product]}.{archive_format}"
+
+
+_BINNING_NAMES: Mapping[str, str] = {
+    "binning": "binMeth",
+    "pc_counts": "pcCounts",
+    "wt_counts": "wtCounts",
+    "dynamic": "dynamic",
+    "rate_factor": "rateFact",
+    "bin_factor": "binFact",
+    "min_counts": "minCounts",
+    "min_snr": "minSNR",
+    "pc_bin_s": "pcBinTime",
+    "wt_bin_s": "wtBinTime",
+    "pc_max_gap_s": "pcMaxGap",
+    "wt_max_gap_s": "wtMaxGap",
+    "match_hardness_ratio": "matchHR",
+    "pc_hardness_bin_s": "pcHRBinTime",
+    "wt_hardness_bin_s": "wtHRBinTime",
+    "min_fractional_exposure": "minFracExp",
+    "min_energy_kev": "minEnergy",
+    "max_energy_kev": "maxEnergy",
+    "soft_low_kev": "softLo",
+    "soft_high_kev": "softHi",
+    "hard_low_kev": "hardLo",
+    "hard_high_kev": "hardHi",
+    "min_significance_sigma": "minSig",
+    "grades": "grades",
+    "allow_upper_limits": "allowUL",
+    "allow_bayes": "allowBayes",
+    "bayes_counts": "bayesCounts",
+    "bayes_snr": "bayesSNR",
+    "time_format": "timeFormat",
+}
+
+
+def encode_binning(binning: LightCurve) -> dict[str, JsonValue]:
+    """Spell a binning for the service's interface for data, by the names that the official client hands on.
+
+    Raises:
+        ConfigurationError: It does not say how to bin, or names observations, which cannot be chosen anew.
+
+    Source: swifttools 4.0.5, `ukssdc.data.download._rebinLightCurve`, and productVars.py for the names.
+    """
+    if binning.binning is None:
+        raise ConfigurationError("The new binning does not say how to bin: give `binning`.")
+    if binning.observations or binning.which_data:
+        raise ConfigurationError("Observations cannot be chosen anew when a light curve is binned again.")
+    given = {name: getattr(binning, field) for field, name in _BINNING_NAMES.items()}
+    return {
+        name: int(value) if isinstance(value, bool) else value
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def decode_json(body: bytes, content_type: str = "", *, user_id: str = "") -> dict[str, JsonValue]:
@@ -501,6 +586,24 @@ def check_answer(
     raise refusal("\n".join(lines), reasons=reasons)
 
 
+def check_data_answer(data: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    """Return the answer of `/API/main.php` if it said yes; it says no in another way than the rest.
+
+    Raises:
+        AnswerError: It says neither yes nor no.
+        RefusedError: It said no.
+
+    Source: swifttools 4.0.5, `ukssdc.main.submitAPICall`.
+    """
+    if "ERROR" in data:
+        reason = data.get("ERRORTEXT")
+        text = _one_line(reason) if isinstance(reason, str) else ""
+        raise RefusedError(f"{text or 'The service gave no reason'} ({_one_line(str(data['ERROR']))}).")
+    if not data.get("OK"):
+        raise AnswerError("The answer does not say whether it is OK; it is not the service speaking.")
+    return data
+
+
 def _check_notices(data: Mapping[str, JsonValue]) -> None:
     notice = data.get("deprecationWarning")
     if notice:
@@ -557,6 +660,19 @@ def _as_int(value: JsonValue) -> int | None:
     if isinstance(value, str):
         value = int(value) if re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value) else None
     return value if isinstance(value, int) and abs(value) < _MAX_NUMBER else None
+
+
+def as_number(value: JsonValue) -> float | None:
+    """Return a finite number that came as a number or as text; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    if isinstance(value, str) and not _NUMBER.fullmatch(value):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def _as_bool(value: JsonValue) -> bool:
@@ -670,6 +786,27 @@ def decode_cancel(data: Mapping[str, JsonValue], job: Job, products: Sequence[Pr
             text=text[:_TEXT_LIMIT] if isinstance(text, str) else "The server did not say",
         )
     return CancelResult(job_id=job.id, products=entries)
+
+
+def decode_rebin(data: Mapping[str, JsonValue], job: Job, parameters: Mapping[str, JsonValue]) -> RebinJob:
+    """Return what the service made of the wish to bin a light curve again.
+
+    Raises:
+        AnswerError: The answer has no ID.
+    """
+    rebin_id = _job_id(data)
+    if rebin_id is None:
+        raise AnswerError(f"The service said yes to a new binning of {job} but gave no JobID.")
+    return RebinJob(id=rebin_id, job=job, parameters=dict(parameters))
+
+
+def decode_rebin_status(data: Mapping[str, JsonValue]) -> ProductStatus:
+    """Return how far a new binning is; its codes are those of products."""
+    return ProductStatus(
+        product=Product.LIGHT_CURVE,
+        code=_as_int(data["status"]) if "status" in data else NOT_REPORTED,
+        text=str(data.get("text") or "Unknown status")[:_TEXT_LIMIT],
+    )
 
 
 def decode_count(data: Mapping[str, JsonValue]) -> int:

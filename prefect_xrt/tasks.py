@@ -17,10 +17,14 @@ from prefect.cache_policies import INPUTS, NO_CACHE, RUN_ID
 from prefect.runtime import flow_run
 
 from prefect_xrt import archive, runs, sensor, submission
+from prefect_xrt import rebin as rebinning
 from prefect_xrt.archive import ProductFile
+from prefect_xrt.client import Which
 from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
+from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.results import LightCurve, Position, SourceList, SpectralFits
 from prefect_xrt.runs import CancelPolicy
 from prefect_xrt.sensor import Pacing
 from prefect_xrt.state import LocalLooks
@@ -31,6 +35,11 @@ __all__ = [
     "check_product_status",
     "download_product",
     "find_job",
+    "rebin_light_curve",
+    "retrieve_light_curve",
+    "retrieve_position",
+    "retrieve_source_list",
+    "retrieve_spectral_fits",
     "submit_request",
     "wait_for_products",
 ]
@@ -263,3 +272,94 @@ def cancel_products(
     for entry in result.products.values():
         get_run_logger().info("%s: %s", entry.product.value, entry.text)
     return result
+
+
+@task(name="retrieve position", task_run_name="retrieve: {product} of {job}", cache_policy=NO_CACHE)
+def retrieve_position(
+    job: Job, product: Product = Product.STANDARD_POS, credentials: Credentials = None
+) -> Position:
+    """Retrieve a position, or that there is none and why; see `XRTClient.retrieve_position`.
+
+    Args:
+        job: A job with that product.
+        product: StandardPos, EnhancedPos or AstromPos.
+        credentials: The account; the one in the environment by default.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.retrieve_position(job, product)
+
+
+@task(name="retrieve light curve", task_run_name="retrieve: light curve of {job}", cache_policy=NO_CACHE)
+def retrieve_light_curve(
+    job: Job, credentials: Credentials = None, *, systematics: Which = "with", unreliable: Which = "without"
+) -> LightCurve:
+    """Retrieve all datasets of a light curve; see `XRTClient.retrieve_light_curve`.
+
+    Args:
+        job: A job whose light curve is ready.
+        credentials: The account; the one in the environment by default.
+        systematics: Whether the systematic error of WT mode is in the errors.
+        unreliable: Whether bins that may be unreliable are in.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.retrieve_light_curve(job, systematics=systematics, unreliable=unreliable)
+
+
+@task(name="retrieve spectral fits", task_run_name="retrieve: spectral fits of {job}", cache_policy=NO_CACHE)
+def retrieve_spectral_fits(job: Job, credentials: Credentials = None) -> SpectralFits:
+    """Retrieve the fits to a job's spectra; see `XRTClient.retrieve_spectral_fits`.
+
+    Args:
+        job: A job whose spectrum is ready.
+        credentials: The account; the one in the environment by default.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.retrieve_spectral_fits(job)
+
+
+@task(name="retrieve source list", task_run_name="retrieve: source list of {job}", cache_policy=NO_CACHE)
+def retrieve_source_list(job: Job, credentials: Credentials = None) -> SourceList:
+    """Retrieve the sources that were detected; see `XRTClient.retrieve_source_list`.
+
+    Args:
+        job: A job whose source detection is ready.
+        credentials: The account; the one in the environment by default.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return client.retrieve_source_list(job)
+
+
+@task(name="rebin light curve", task_run_name="rebin: light curve of {job}", cache_policy=NO_CACHE)
+def rebin_light_curve(
+    job: Job,
+    binning: Binning,
+    credentials: Credentials = None,
+    *,
+    systematics: Which = "with",
+    unreliable: Which = "without",
+    pacing: Pacing | None = None,
+    deadline_s: float = rebinning.DEADLINE_S,
+) -> LightCurve:
+    """Bin a finished job's light curve again, wait for it, and retrieve it; see `rebin.rebin_light_curve`.
+
+    Args:
+        job: A job whose light curve is ready.
+        binning: How to bin.
+        credentials: The account; the one in the environment by default.
+        systematics: Whether the systematic error of WT mode is in the errors.
+        unreliable: Whether bins that may be unreliable are in.
+        pacing: When to look; never more often than once a minute, except on this machine.
+        deadline_s: How long to wait, in seconds.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return rebinning.rebin_light_curve(
+            client,
+            job,
+            binning,
+            systematics=systematics,
+            unreliable=unreliable,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            log=get_run_logger().info,
+            sleep=runs.pausing(),
+        )
