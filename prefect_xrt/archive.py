@@ -49,6 +49,7 @@ from prefect_xrt.protocol import ArchiveFormat, Job
 from prefect_xrt.request import Product
 
 __all__ = [
+    "ArchiveReader",
     "ProductFile",
     "download",
     "download_all",
@@ -642,8 +643,8 @@ def verify(
         UnsafeArchiveError: It holds more than is allowed.
     """
     members = 0
-    with _reading(path):
-        for _, stream in _walk(path, archive_format, _Budget(path, max_unpacked_bytes)):
+    with _reading(path.name):
+        for _, stream in _walk(path, archive_format, _Budget(path.name, max_unpacked_bytes)):
             members += 1
             _read_out(stream)
     if not members:
@@ -672,9 +673,7 @@ def extract(path: Path, folder: Path, *, max_unpacked_bytes: int = MAX_UNPACKED_
         OutputError: The folder cannot be written, something else has its name, or another process is
             writing it.
     """
-    archive_format = _format_of(path.name)
-    if archive_format is None:
-        raise ArchiveError(f"{path.name} is none of {', '.join(ARCHIVE_FORMATS)}.")
+    reader = ArchiveReader(path, max_unpacked_bytes=max_unpacked_bytes)
     scratch = _part(folder)
     with exclusive(folder), _writing(folder.parent):
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -683,7 +682,7 @@ def extract(path: Path, folder: Path, *, max_unpacked_bytes: int = MAX_UNPACKED_
         try:
             work = scratch / "new"
             work.mkdir(parents=True)
-            _unpack(path, archive_format, work, _Budget(path, max_unpacked_bytes))
+            _unpack(reader, work)
             if folder.exists():
                 folder.replace(scratch / "old")
             work.replace(folder)
@@ -691,8 +690,127 @@ def extract(path: Path, folder: Path, *, max_unpacked_bytes: int = MAX_UNPACKED_
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _unpack(reader: ArchiveReader, root: Path) -> None:
+    names = []
+    for name, stream in reader.entries():
+        place = root / name
+        (place if stream is None else place.parent).mkdir(parents=True, exist_ok=True)
+        if stream is not None:
+            with place.open("xb") as copy:
+                shutil.copyfileobj(stream, copy, _CHUNK_BYTES)
+            names.append(name)
+    # Links come last, when nothing can be written through them any more.
+    for name, target in reader.links.items():
+        # A second name for the same bytes needs no link, and nothing can be redirected through it.
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(root / target, root / name)
+    for name in (*names, *reader.links):
+        if _format_of(name.name):
+            reader.within(name.name, root / name).names()
+
+
+class ArchiveReader:
+    """Reads an archive once, from its beginning to its end, held to the rules of unpacking.
+
+    Attributes:
+        links: Each link with the file in the archive that it leads to; known when all entries have been given.
+    """
+
+    def __init__(
+        self,
+        source: Path | IO[bytes],
+        *,
+        name: str | None = None,
+        innermost: bool = False,
+        max_unpacked_bytes: int = MAX_UNPACKED_BYTES,
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            source: The archive, or its contents.
+            name: Its name, which tells its format; that of the file by default.
+            innermost: Whether it may hold no other archives.
+            max_unpacked_bytes: Refuse it if it unpacks to more, in bytes.
+
+        Raises:
+            ArchiveError: The name is none of an archive.
+        """
+        self._name = source.name if name is None else name
+        archive_format = _format_of(self._name)
+        if archive_format is None:
+            raise ArchiveError(f"{self._name} is none of {', '.join(ARCHIVE_FORMATS)}.")
+        self._format = archive_format
+        self._source = source
+        self._innermost = innermost
+        self._budget = _Budget(self._name, max_unpacked_bytes)
+        self.links: dict[PurePosixPath, PurePosixPath] = {}
+
+    def within(self, name: str, source: Path | IO[bytes]) -> ArchiveReader:
+        """Return a reader for an archive in this one: it counts towards the same limit, and may hold no other.
+
+        Args:
+            name: Its name, which tells its format.
+            source: Where it was unpacked to, or its contents.
+
+        Raises:
+            ArchiveError: The name is none of an archive.
+        """
+        inner = ArchiveReader(source, name=name, innermost=True)
+        inner._budget = self._budget
+        return inner
+
+    def names(self) -> list[str]:
+        """Read it to its end, and return the names of the files and links in it.
+
+        Raises:
+            ArchiveError: It is incomplete or damaged.
+            UnsafeArchiveError: It holds what must not be unpacked, or too much.
+        """
+        files = [str(place) for place, contents in self.entries() if contents is not None]
+        return files + [str(place) for place in self.links]
+
+    def entries(self) -> Iterator[tuple[PurePosixPath, IO[bytes] | None]]:
+        """Give the place of each file with its contents, and that of each folder with None.
+
+        Links come last, in `links`. What is not read of a file's contents is read before the next.
+
+        Raises:
+            ArchiveError: It is incomplete or damaged.
+            UnsafeArchiveError: It holds what must not be unpacked, or too much.
+        """
+        contents = _Contents(self._name)
+        with _reading(self._name):
+            for member, stream in _walk(self._source, self._format, self._budget):
+                place = contents.add(member)
+                if self._innermost and _format_of(place.name) and member.kind != "directory":
+                    raise UnsafeArchiveError(
+                        f"{self._name} lies in an archive and holds another, {member.name!r}."
+                    )
+                if member.kind == "directory":
+                    yield place, None
+                elif stream is not None:
+                    yield place, cast(IO[bytes], _Contained(stream, self._name))
+                    _read_out(stream)
+            self.links |= contents.links()
+
+
+class _Contained(io.RawIOBase):
+    """The contents of a file in an archive; it is whoever reads them that finds them damaged."""
+
+    def __init__(self, source: IO[bytes], name: str) -> None:
+        self._source = source
+        self._name = name
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        with _reading(self._name):
+            return self._source.read(size)
+
+
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except (*_DAMAGED, OSError) as error:
@@ -700,7 +818,7 @@ def _reading(path: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
         raise ArchiveError(
-            f"{path.name} is incomplete or damaged: {str(error) or type(error).__name__}."
+            f"{name} is incomplete or damaged: {str(error) or type(error).__name__}."
         ) from error
 
 
@@ -708,42 +826,11 @@ def _format_of(name: str) -> ArchiveFormat | None:
     return next((form for suffix, form in _SUFFIXES.items() if name.lower().endswith(suffix)), None)
 
 
-def _unpack(path: Path, archive_format: ArchiveFormat, root: Path, budget: _Budget) -> None:
-    contents = _Contents(path)
-    with _reading(path):
-        for member, stream in _walk(path, archive_format, budget):
-            place = root / contents.add(member)
-            (place if member.kind == "directory" else place.parent).mkdir(parents=True, exist_ok=True)
-            if stream is not None:
-                with place.open("xb") as copy:
-                    shutil.copyfileobj(stream, copy, _CHUNK_BYTES)
-        # Links come last, when nothing can be written through them any more.
-        for name, target in contents.links():
-            # A second name for the same bytes needs no link, and nothing can be redirected through it.
-            os.link(root / target, root / name)
-    for name in contents.members:
-        if inner_format := _format_of(name.name):
-            _inspect(root / name, inner_format, budget)
-
-
-def _inspect(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> None:
-    """Hold an archive within an archive to the rules of unpacking, and leave it packed."""
-    contents = _Contents(path)
-    with _reading(path):
-        for member, stream in _walk(path, archive_format, budget):
-            if _format_of(contents.add(member).name) and member.kind != "directory":
-                raise UnsafeArchiveError(
-                    f"{path.name} lies in an archive and holds another, {member.name!r}."
-                )
-            _read_out(stream)
-    contents.links()
-
-
 class _Contents:
     """What an archive has held so far; refuses what must not be unpacked."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._folders = {PurePosixPath()}
         self.members: dict[PurePosixPath, _Member] = {}
 
@@ -753,26 +840,26 @@ class _Contents:
         Raises:
             UnsafeArchiveError: It must not be unpacked.
         """
-        place = _safe_place(self._path, member)
+        place = _safe_place(self._name, member)
         is_folder = member.kind == "directory"
         above = (place, *place.parents) if is_folder else place.parents
         again = not is_folder and (place in self.members or place in self._folders)
         if again or not self.members.keys().isdisjoint(above):
             raise UnsafeArchiveError(
-                f"{self._path.name} holds {member.name!r} twice, or once as a file and a folder."
+                f"{self._name} holds {member.name!r} twice, or once as a file and a folder."
             )
         self._folders.update(above)
         if not is_folder:
             self.members[place] = member
         return place
 
-    def links(self) -> list[tuple[PurePosixPath, PurePosixPath]]:
+    def links(self) -> dict[PurePosixPath, PurePosixPath]:
         """Return each link with the file that it leads to.
 
         Raises:
             UnsafeArchiveError: One leads to something else.
         """
-        links = []
+        links = {}
         for place, member in self.members.items():
             if member.kind == "file":
                 continue
@@ -780,18 +867,18 @@ class _Contents:
             target = PurePosixPath(os.path.normpath(base / member.target))
             if target not in self.members or self.members[target].kind != "file":
                 raise UnsafeArchiveError(
-                    f"{self._path.name} holds a link {member.name!r} to {member.target!r}, not to a file in it."
+                    f"{self._name} holds a link {member.name!r} to {member.target!r}, not to a file in it."
                 )
-            links.append((place, target))
+            links[place] = target
         return links
 
 
-def _safe_place(path: Path, member: _Member) -> PurePosixPath:
+def _safe_place(name: str, member: _Member) -> PurePosixPath:
     place = PurePosixPath(member.name)
     if place.is_absolute() or ".." in place.parts or any(ord(letter) < ord(" ") for letter in member.name):
-        raise UnsafeArchiveError(f"{path.name} holds {member.name!r}, which leads out of its folder.")
+        raise UnsafeArchiveError(f"{name} holds {member.name!r}, which leads out of its folder.")
     if member.kind == "other":
-        raise UnsafeArchiveError(f"{path.name} holds {member.name!r}, which is neither a file nor a folder.")
+        raise UnsafeArchiveError(f"{name} holds {member.name!r}, which is neither a file nor a folder.")
     return place
 
 
@@ -809,8 +896,8 @@ class _Member(NamedTuple):
 class _Budget:
     """What a bundle may unpack to, with all archives within it."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self._name = path.name
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self._name = name
         self._max_bytes = max_bytes
         self._bytes = 0
         self._members = 0
@@ -846,16 +933,18 @@ class _Metered(io.RawIOBase):
 _Entries = Iterator[tuple[_Member, IO[bytes] | None]]
 
 
-def _walk(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
+def _walk(source: Path | IO[bytes], archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
     """Give each member with its open contents, in order, and read the archive to its end."""
-    entries = _walk_zip(path, budget) if archive_format == "zip" else _walk_tar(path, archive_format, budget)
+    entries = (
+        _walk_zip(source, budget) if archive_format == "zip" else _walk_tar(source, archive_format, budget)
+    )
     for entry in entries:
         budget.count_member()
         yield entry
 
 
-def _walk_zip(path: Path, budget: _Budget) -> _Entries:
-    with zipfile.ZipFile(path) as archive:
+def _walk_zip(source: Path | IO[bytes], budget: _Budget) -> _Entries:
+    with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
             if info.is_dir():
                 yield _Member(info.filename, "directory"), None
@@ -868,11 +957,13 @@ def _walk_zip(path: Path, budget: _Budget) -> _Entries:
                     yield _Member(info.filename, "file"), budget.over(stream)
 
 
-def _walk_tar(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
-    with path.open("rb") as raw:
+def _walk_tar(source: Path | IO[bytes], archive_format: ArchiveFormat, budget: _Budget) -> _Entries:
+    with source.open("rb") if isinstance(source, Path) else contextlib.nullcontext(source) as raw:
         # tarfile's own gzip stream does not compare the checksum at the end; gzip's does.
-        source = budget.over(raw if archive_format == "tar" else cast(IO[bytes], gzip.GzipFile(fileobj=raw)))
-        with tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictTarInfo) as archive:
+        unpacked = budget.over(
+            raw if archive_format == "tar" else cast(IO[bytes], gzip.GzipFile(fileobj=raw))
+        )
+        with tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_StrictTarInfo) as archive:
             while (info := archive.next()) is not None:
                 kind = _kind(info)
                 contents = archive.extractfile(info) if kind == "file" else None
@@ -886,7 +977,7 @@ def _walk_tar(path: Path, archive_format: ArchiveFormat, budget: _Budget) -> _En
                     raise tarfile.ReadError("something follows the mark at its end")
             if rest > 0:
                 raise tarfile.ReadError("the mark at its end is missing")
-        while source.read(_CHUNK_BYTES):
+        while unpacked.read(_CHUNK_BYTES):
             pass
 
 

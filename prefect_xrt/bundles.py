@@ -21,19 +21,19 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from prefect_xrt import answers, archive, protocol
+from prefect_xrt import answers, protocol
+from prefect_xrt.archive import ARCHIVE_FORMATS, ArchiveReader
 from prefect_xrt.errors import (
     AnswerError,
-    ArchiveError,
     ConfigurationError,
     OutputError,
     ResultFileError,
@@ -81,7 +81,6 @@ MAX_TEXT_BYTES = 2**28
 _CHUNK_BYTES = 2**20
 _JOB_FOLDER = re.compile(r"USERPROD_([0-9]{1,15})", re.ASCII)
 _FOLDERS_ABOVE = 3
-_NO_FIT = "The archive holds the model, but no numbers of a fit; the service may have them."
 
 
 class BandImage(BaseModel):
@@ -174,8 +173,8 @@ def read_spectral_fits(path: Path, *, job: Job | None = None) -> SpectralFits:
     """Read which spectra, modes and models a bundle has.
 
     It holds files for XSPEC, and no numbers of fits: those are gaps, as are start, stop, mean time, exposure and
-    Galactic column density. As it cannot be told whether a model that was set up was fitted, every model is
-    `fitted=False` with a remark that says so. T0 and the change of the statistic are the job's, else None.
+    Galactic column density. Whether a model that was set up was fitted cannot be told: `fitted` is None. T0 and
+    the change of the statistic are the job's, else None.
 
     Args:
         path: A bundle, or a folder that one was unpacked to.
@@ -247,8 +246,8 @@ def read_products(
     read: dict[Product, Result | ImageSet] = {}
     problems: dict[Product, XRTError] = {}
     for product, short in protocol.SHORT_NAMES.items():
-        places = [f"{short}.{form}" for form in archive.ARCHIVE_FORMATS]
-        places += [short, *(f"all.{form}" for form in archive.ARCHIVE_FORMATS)]
+        places = [f"{short}.{form}" for form in ARCHIVE_FORMATS]
+        places += [short, *(f"all.{form}" for form in ARCHIVE_FORMATS)]
         place = next((name for name in places if name in names), None)
         if place is None:
             continue
@@ -426,12 +425,17 @@ class _Contents:
     def wants(self, name: str) -> bool:
         return bool(self._wanted.fullmatch(name))
 
-    def add(self, name: str, stream: IO[bytes], budget: archive._Budget) -> None:
+    def add(self, name: str, stream: IO[bytes], reader: ArchiveReader | None = None) -> None:
+        """Take a file, of the bundle that a reader reads or of a folder."""
         self.names.append(name)
         if not self.wants(name):
             return
         if self._nested:
-            self.archives[name] = _names_in(f"{self._path.name}, {name}", name, stream, budget)
+            label = f"{self._path.name}, {name}"
+            inner = (
+                reader.within(label, stream) if reader else ArchiveReader(stream, name=label, innermost=True)
+            )
+            self.archives[name] = inner.names()
         else:
             self.texts[name] = self._read(stream)
 
@@ -472,20 +476,13 @@ def _read_bundle(path: Path, short: str, contents: _Contents) -> None:
 
     Of archives within it, only those are opened that are looked for.
     """
-    archive_format = archive._format_of(path.name)
-    if archive_format is None:
-        raise ArchiveError(f"{path.name} is none of {', '.join(archive.ARCHIVE_FORMATS)}.")
-    budget = archive._Budget(path, archive.MAX_UNPACKED_BYTES)
-    held = archive._Contents(path)
-    with archive._reading(path):
-        for member, stream in archive._walk(path, archive_format, budget):
-            inside = _inside(held.add(member), short)
-            if inside and stream is not None:
-                contents.place(*inside[:2])
-                contents.add(inside[2], stream, budget)
-            archive._read_out(stream)
-        links = held.links()
-    for place, target in links:
+    reader = ArchiveReader(path)
+    for place, stream in reader.entries():
+        inside = _inside(place, short)
+        if inside and stream is not None:
+            contents.place(*inside[:2])
+            contents.add(inside[2], stream, reader)
+    for place, target in reader.links.items():
         inside, source = _inside(place, short), _inside(target, short)
         if inside:
             contents.place(*inside[:2])
@@ -503,38 +500,10 @@ def _inside(place: PurePosixPath, short: str) -> tuple[PurePosixPath, int | None
     return folder, int(job[1]) if job else None, "/".join(parts[start + 1 :])
 
 
-def _names_in(label: str, name: str, stream: IO[bytes], budget: archive._Budget) -> list[str]:
-    """Return the names of the files in an archive within an archive, held to the rules of unpacking."""
-    archive_format: protocol.ArchiveFormat = "tar" if name.endswith(".tar") else "tar.gz"
-    inner = cast(Path, _Within(label, stream))
-    held = archive._Contents(inner)
-    with archive._reading(inner):
-        for member, data in archive._walk(inner, archive_format, budget):
-            if archive._format_of(held.add(member).name) and member.kind != "directory":
-                raise UnsafeArchiveError(f"{label} lies in an archive and holds another, {member.name!r}.")
-            archive._read_out(data)
-        held.links()
-    return [str(place) for place in held.members]
-
-
-class _Within:
-    """As much of a path as reading an archive needs, for one that has none of its own."""
-
-    def __init__(self, name: str, stream: IO[bytes]) -> None:
-        self.name = name
-        self._stream = stream
-
-    def open(self, _mode: str) -> AbstractContextManager[IO[bytes]]:
-        # The archive around it has still to be read to its end.
-        return nullcontext(self._stream)
-
-
 def _read_folder(path: Path, short: str, contents: _Contents) -> None:
     """Read what a bundle was unpacked to; links lead nowhere."""
-    budget = archive._Budget(path, archive.MAX_UNPACKED_BYTES)
     for folder, number in _product_folders(path, short):
         for name in _files_below(path / folder):
-            budget.count_member()
             contents.place(PurePosixPath(folder), number)
             place = path / folder / name
             if not contents.wants(name):
@@ -543,7 +512,7 @@ def _read_folder(path: Path, short: str, contents: _Contents) -> None:
             with _open_file(place) as stream:
                 contents.note(name, hashlib.file_digest(stream, "sha256").hexdigest())
                 stream.seek(0)
-                contents.add(name, budget.over(stream), budget)
+                contents.add(name, stream)
 
 
 def _product_folders(path: Path, short: str) -> Iterator[tuple[Path, int | None]]:
@@ -992,9 +961,7 @@ def _models(files: _Files, stem: str, inside: Iterable[str]) -> dict[str, ModelF
     fits = {}
     for model in dict.fromkeys(models):
         shown = pictures.get(kinds.get(model, f"_{model.lower()}"))
-        fits[model] = ModelFit(
-            fitted=False, image_url=files.url(shown) if shown else None, remarks={"archive": _NO_FIT}
-        )
+        fits[model] = ModelFit(fitted=None, image_url=files.url(shown) if shown else None)
     return fits
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_xrt import archive, protocol
-from prefect_xrt.archive import ARCHIVE_FORMATS
-from prefect_xrt.errors import ArchiveError, ConfigurationError, OutputError
+from prefect_xrt.archive import ARCHIVE_FORMATS, ArchiveReader
+from prefect_xrt.errors import ConfigurationError, OutputError
 from prefect_xrt.request import Product
 from prefect_xrt.results import (
     MET_SINCE_T0,
@@ -451,15 +451,10 @@ def _pictures_in_folder(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _pictures_in_bundle(path: Path, short: str) -> Iterator[tuple[str, bytes]]:
-    form = archive._format_of(path.name)
-    if form is None:
-        raise ArchiveError(f"{path.name} is none of {', '.join(ARCHIVE_FORMATS)}.")
-    with archive._reading(path):
-        for member, stream in archive._walk(path, form, archive._Budget(path, archive.MAX_UNPACKED_BYTES)):
-            place = Path(member.name)
-            ours = not path.name.startswith("all.") or short in place.parts[:-1]
-            if stream is not None and ours and place.suffix.lower() in _PICTURE_SUFFIXES:
-                yield place.name, stream.read(_MAX_PICTURE_BYTES)
+    for place, stream in ArchiveReader(path).entries():
+        ours = not path.name.startswith("all.") or short in place.parts[:-1]
+        if stream is not None and ours and place.suffix.lower() in _PICTURE_SUFFIXES:
+            yield place.name, stream.read(_MAX_PICTURE_BYTES)
 
 
 def plot_spectrum_images(directory: Path, *, limit: int = 12, provenance: Provenance | None = None) -> Figure:

@@ -363,7 +363,7 @@ def _follow(
         problem=str(trouble) if trouble else None,
     )
     runs.await_server()
-    _show(report)
+    _show(report, record.request)
     if not (trouble or problems):
         _note_finished(record, report)
     # Prefect makes a state that is returned the state of the run.
@@ -451,13 +451,13 @@ def _collect(
     return files, problems
 
 
-def _show(report: BuildReport) -> None:
+def _show(report: BuildReport, asked: dict[str, JsonValue] | None) -> None:
     try:
         reports.write_report(report)
     except OutputError as error:
         get_run_logger().error("The report could not be written: %s", error)
     with runs.not_vital("The report's artifact could not be shown"):
-        reports.publish_report(report)
+        reports.publish_report(report, asked)
 
 
 def _final_state(

@@ -5,17 +5,15 @@ Nothing here is mailed to the service; the alarm's artifact holds a report that 
 
 from __future__ import annotations
 
-import json
-import platform
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.events import emit_event
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
-from prefect_xrt import protocol
-from prefect_xrt._version import __version__
+from prefect_xrt import pages, protocol
 from prefect_xrt.archive import ProductFile, write_text
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
@@ -131,8 +129,13 @@ def write_report(report: BuildReport) -> None:
     write_text(report.output_dir / REPORT_NAME, report.model_dump_json(indent=2) + "\n")
 
 
-def publish_report(report: BuildReport) -> None:
-    """Show the products of a build as a table in the Prefect UI."""
+def publish_report(report: BuildReport, asked: Mapping[str, JsonValue] | None = None) -> None:
+    """Show the products of a build as a table in the Prefect UI, and all that it came to as a page.
+
+    Args:
+        report: What the build came to.
+        asked: What was asked for, in the service's spelling; None where that is not known.
+    """
     rows = [
         {
             "product": entry.product.value,
@@ -146,6 +149,9 @@ def publish_report(report: BuildReport) -> None:
         for entry in report.products
     ]
     create_table_artifact(rows, key=artifact_key(report.job.id), description=report.summary())
+    create_markdown_artifact(
+        pages.report_page(report, asked), key=f"xrt-report-{report.job.id}", description=report.summary()
+    )
 
 
 def artifact_key(job_id: int) -> str:
@@ -174,46 +180,7 @@ def raise_alarm(job: Job, status: ProductStatus, looked_at: datetime) -> None:
         },
     )
     create_markdown_artifact(
-        alarm_markdown(job, status, looked_at),
+        pages.alarm_page(job, status, looked_at),
         key=f"xrt-alarm-{job.id}-{protocol.SHORT_NAMES[status.product].lower()}",
         description=f"{status.product.value} of {job} has status {status.code}, which should never happen.",
     )
-
-
-def alarm_markdown(job: Job, status: ProductStatus, looked_at: datetime) -> str:
-    """Return the report to the service's help desk, ready to be sent."""
-    submitted = job.submitted_at.isoformat(timespec="seconds") if job.submitted_at else "not known here"
-    return f"""# To {protocol.HELP_DESK}: status {status.code} for a product of job {job.id}
-
-The service's documentation asks for a prompt report of this status. It was seen twice in a row.
-Nothing has been sent; copy what follows.
-
----
-
-Job {job.id}{f" ({job.name})" if job.name else ""}, product {status.product.value}
-
-| | |
-|---|---|
-| status code | {status.code} |
-| status text | {_cell(status.text)} |
-| submitted (UTC) | {submitted} |
-| seen (UTC) | {looked_at.isoformat(timespec="seconds")} |
-| files | {_cell(job.url)} |
-| software | prefect-xrt {__version__}, Python {platform.python_version()} |
-
-Progress:
-
-{_fenced(status.progress_text)}
-
-Parameters as accepted:
-
-{_fenced(json.dumps(job.parameters, indent=2, ensure_ascii=False), "json")}
-"""
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _fenced(text: str, language: str = "") -> str:
-    return f"```{language}\n{text.replace('```', '` ` `').rstrip()}\n```"

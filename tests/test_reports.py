@@ -95,27 +95,3 @@ class TestBuildReport:
         assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
         with pytest.raises(OutputError):
             reports.write_report(made.model_copy(update={"output_dir": tmp_path / "gone"}))
-
-
-class TestAlarmMarkdown:
-    def test_hostile_texts(self) -> None:
-        """Bars, line breaks and fences in the service's texts do not break out of their place."""
-        status = ProductStatus(
-            product=Product.SPECTRUM,
-            code=-3,
-            text="a | b\nc",
-            progress={"GotProgress": 1, "PreProgress": "``` <em>busy</em>", "ProgressSteps": []},
-        )
-        job = JOB.model_copy(update={"parameters": {"name": "```\n# not a title"}})
-        text = reports.alarm_markdown(job, status, NOON)
-        assert "| status text | a \\| b c |" in text
-        fences = [line for line in text.splitlines() if line.startswith("```")]
-        assert fences == ["```", "```", "```json", "```"]
-        assert "# not a title" not in text.splitlines()
-
-    def test_time_of_a_job_attached_by_its_id(self) -> None:
-        """Where the time of the submission is not known, the report says so."""
-        job = JOB.model_copy(update={"submitted_at": None, "name": None})
-        text = reports.alarm_markdown(job, ProductStatus(product=Product.SPECTRUM, code=-2, text="x"), NOON)
-        assert "| submitted (UTC) | not known here |" in text
-        assert "Job 803, product Spectrum" in text
