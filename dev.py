@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parent
 # The server of the lowest Prefect does not work with the FastAPI that the newest one needs, and its
 # commands import a package that it does not declare.
 LOWEST = ("prefect==3.7.1", "fastapi<0.137", "importlib-metadata")
+# Tests mostly wait; those of a file share what it has started, and the longest files come first.
+SPREAD = ("--numprocesses", "3", "--dist", "loadfile", "--no-loadscope-reorder")
 ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -87,13 +89,13 @@ def main() -> None:
         programs = environment(ROOT / ".venv", "--editable", ".")
         run(programs / "prefect-xrt", "demo", *rest, cwd=Path.cwd())
     elif act == "test":
-        run(environment(ROOT / ".venv", "--editable", ".", "--group", "dev") / "pytest", *rest)
+        run(environment(ROOT / ".venv", "--editable", ".", "--group", "dev") / "pytest", *SPREAD, *rest)
     elif act == "soak":
         programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
         run(programs / "python", "tests/chaos/soak.py", *rest)
     elif act == "lowest":
         programs = environment(ROOT / ".venv-lowest", "--editable", ".", "--group", "dev", *LOWEST)
-        run(programs / "pytest", *rest)
+        run(programs / "pytest", *SPREAD, *rest)
     elif act == "check":
         programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
         run(programs / "ruff", "check")

@@ -49,7 +49,7 @@ pytestmark = pytest.mark.timeout(max(300, KILLS * 60))
 
 _PATIENCE_S = 240.0
 _POLL_S = 0.2
-_SETTLE_S = 1.0
+_SETTLE_S = 4.0
 _RESTING = ("COMPLETED", "CRASHED", "FAILED", "CANCELLED")
 
 
