@@ -182,8 +182,8 @@ class Collection:
     def fluxes(self) -> QTable:
         """Return one row per job, spectrum, mode and model, with parameters, fluxes and their errors.
 
-        What has no fit has a row all the same. Start, stop and mean time are seconds since the job's own T0,
-        which is in the row.
+        What has no fit has a row all the same; `fitted` says "yes", "no" or "unknown". Start, stop and mean
+        time are seconds since the job's own T0, which is in the row.
 
         Raises:
             ConfigurationError: The extra is not installed.

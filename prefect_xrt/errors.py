@@ -157,7 +157,7 @@ class UnsafeArchiveError(ArchiveError):
 
 
 class ResultFileError(XRTError):
-    """A file is not one that a result was written to, or is damaged; nothing was read from it."""
+    """A file of results is damaged, or it or a bundle holds something else than it should; nothing was read."""
 
 
 class OutputError(XRTError):

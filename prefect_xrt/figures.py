@@ -1,7 +1,8 @@
 """Pictures of results: light curves, positions on one finder, and the pictures that the service has made.
 
 Each function returns a matplotlib `Figure` of its own, without pyplot and its state: any number of threads
-may draw at once, and nothing has to be closed. In a notebook, `png_of` and `html_of` show a result as it is.
+may draw at once, and nothing has to be closed. A notebook shows
+results through `png_of` and `html_of`.
 
 What a figure shows is what the result says: nothing is fitted, smoothed, converted or left out, but bins
 without a value, which the caption counts.
@@ -288,7 +289,7 @@ def _facts(light_curve: LightCurve) -> Iterator[str]:
         t0 = light_curve.t0_met_s
         yield "T0 is not told." if t0 is None else f"T0 = MET {t0:.15g} s."
     elif light_curve.time_system == MJD:
-        yield "The service does not tell the time scale of its MJD."
+        yield "MJD are UTC, as the service's client documents."
     if light_curve.binning:
         yield f"Binned by {light_curve.binning.lower()}."
 

@@ -5,6 +5,7 @@ and written here. A dictionary does not hold everything:
 
 - none of them says where it came from: pass the job, or the result has no job in its provenance;
 - a light curve's dictionary has no units, and upper limits have errors of zero in it, which are filled in;
+- a fit of which it cannot be told whether there is one, as its numbers were not at hand, is none (NOFIT);
 - what else a dictionary of swifttools holds (such as entries of the service's answer that this project does
   not know) is not kept;
 - numbers that the service wrote as texts are numbers on the way back;

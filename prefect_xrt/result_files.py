@@ -32,7 +32,7 @@ _TYPES: Mapping[Kind, str] = {"number": "float64", "whole": "int64", "flag": "bo
 
 
 class _Format(NamedTuple):
-    write: Callable[[Sheets, dict[str, JsonValue]], bytes | memoryview]
+    write: Callable[[Sheets, dict[str, JsonValue]], bytes]
     read: Callable[[bytes], Sheets]
 
 
@@ -245,7 +245,7 @@ def _from_long(described: Mapping[str, Any], columns: Mapping[str, Any]) -> Shee
     return _sheets(described, of_sheet)
 
 
-def _write_parquet(sheets: Sheets, described: dict[str, JsonValue]) -> memoryview:
+def _write_parquet(sheets: Sheets, described: dict[str, JsonValue]) -> bytes:
     pa, parquet = require("pyarrow"), require("pyarrow.parquet")
     labels = _labels(described)
     key = _key_of(sheets, labels)
@@ -268,7 +268,7 @@ def _write_parquet(sheets: Sheets, described: dict[str, JsonValue]) -> memoryvie
     table = pa.table(columns).replace_schema_metadata(metadata)
     sink = io.BytesIO()
     parquet.write_table(table, sink)
-    return sink.getbuffer()
+    return sink.getvalue()
 
 
 def _read_parquet(data: bytes) -> Sheets:
@@ -278,7 +278,7 @@ def _read_parquet(data: bytes) -> Sheets:
     return _from_long(described, columns)
 
 
-def _write_fits(sheets: Sheets, described: dict[str, JsonValue]) -> memoryview:
+def _write_fits(sheets: Sheets, described: dict[str, JsonValue]) -> bytes:
     fits = require("astropy.io.fits")
     spelt: list[list[str]] = []
     extensions = [_fits_table(sheet, spelt) for sheet in sheets.sheets]
@@ -292,7 +292,7 @@ def _write_fits(sheets: Sheets, described: dict[str, JsonValue]) -> memoryview:
     about = fits.BinTableHDU.from_columns([column], name="RESULT")
     sink = io.BytesIO()
     fits.HDUList([first, *extensions, about]).writeto(sink, checksum=True)
-    return sink.getbuffer()
+    return sink.getvalue()
 
 
 def _cards(sheets: Sheets) -> Iterator[tuple[str, str | float | None, str]]:

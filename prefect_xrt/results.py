@@ -15,7 +15,7 @@ Source: the service's pages ReturnData and RetrieveProducts; swifttools 4.0.5 (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from importlib import import_module
@@ -67,7 +67,8 @@ MET_SINCE_T0 = "MET since T0"
 """Times in seconds of mission elapsed time, counted from the job's T0; the service calls it MET."""
 
 MJD = "MJD"
-"""Times as Modified Julian Dates, in days. In which scale (UTC, TT, TDB), the service does not say."""
+"""Times as Modified Julian Dates, in days: UTC, as swifttools documents it (`structures.md`, "TimeFormat", where
+TDB is a time format of its own). The service's answers and files name no scale."""
 
 POSITION_PRODUCTS = (Product.STANDARD_POS, Product.ENHANCED_POS, Product.ASTROM_POS)
 
@@ -165,8 +166,9 @@ class Provenance(_Noun):
     source: str = Field(default="service", description='"service", or the path of the file that was read.')
     sha256: str = Field(
         pattern="^[0-9a-f]{64}$",
-        description="Of the file; of an answer, of its canonical JSON: keys sorted, no spaces, ASCII, and the "
-        "registered address, should it be in there, taken out.",
+        description="Of the file; of a folder that a bundle was unpacked to, of what `sha256sum` prints of the "
+        "files that were read, in order of their names; of an answer, of its canonical JSON: keys sorted, no "
+        "spaces, ASCII, and the registered address, should it be in there, taken out.",
     )
     software: str = Field(default=SOFTWARE, description="What read it, with its version.")
 
@@ -220,6 +222,12 @@ class Position(_Noun):
         from prefect_xrt import tables
 
         return tables.to_table(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """Give a notebook its picture; None, for the text, where the extra is not installed."""
+        from prefect_xrt import figures
+
+        return figures.png_of(self)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -330,7 +338,8 @@ class LightCurve:
         curves: Name of the dataset → dataset, in the service's order; empty where the service has none.
         t0_met_s: The reference time T0, in seconds of mission elapsed time; None where it is not told.
         binning: How it was binned, in the service's words ("Counts", "Time", "Snapshot", "Observation").
-        time_system: `MET_SINCE_T0` or `MJD`; a string, as the service may add others.
+        time_system: `MET_SINCE_T0` or `MJD`, or `bundles.UNKNOWN_TIMES` where the files of a bundle do not
+            tell; a string, as the service may add others.
         provenance: Where it came from.
 
     Source: service page ReturnData; `retrieveLightCurve` in swifttools.
@@ -372,12 +381,13 @@ class LightCurve:
         """Return a dataset as an astropy `TimeSeries`.
 
         Mission elapsed time becomes a `TimeDelta` since T0: what date T0 is cannot be told without the
-        spacecraft's clock correction. An MJD becomes a `Time` in the scale that you name, as the service
-        does not say which it means; between UTC and TT there are 69 s.
+        spacecraft's clock correction. An MJD becomes a `Time` in the scale that you name, as neither answers
+        nor files do; between UTC and TT there are 69 s.
 
         Args:
             name: The dataset.
-            mjd_scale: "utc", "tt" or "tdb"; for light curves in MJD only.
+            mjd_scale: For light curves in MJD only: "utc", which swifttools documents that they are (see
+                `MJD`), or another scale of astropy's.
 
         Raises:
             ConfigurationError: There is no such dataset, or the time system does not allow it.
@@ -391,6 +401,12 @@ class LightCurve:
         from prefect_xrt import tables
 
         return tables.to_frame(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """Give a notebook its picture; None, for the text, where the extra is not installed."""
+        from prefect_xrt import figures
+
+        return figures.png_of(self)
 
 
 class Value(_Noun):
@@ -419,7 +435,11 @@ class ModelFit(_Noun):
     The errors are those for a change of the statistic by `SpectralFits.delta_statistic`.
     """
 
-    fitted: bool = Field(default=True, description="Whether there is a fit; all else is empty if not.")
+    fitted: bool | None = Field(
+        default=True,
+        description="Whether there is a fit; all else is empty if not. None where it cannot be told: an archive "
+        "holds models and pictures, and no numbers of fits.",
+    )
     parameters: Mapping[str, Value] = Field(
         default_factory=dict, description="NH, Gamma, kT, GalacticNH, ... → value."
     )
@@ -444,9 +464,9 @@ class ModeFits(_Noun):
     )
 
     @property
-    def fitted(self) -> bool:
-        """Whether at least one model was fitted."""
-        return any(fit.fitted for fit in self.models.values())
+    def fitted(self) -> bool | None:
+        """Whether at least one model was fitted; None where it cannot be told."""
+        return _any(fit.fitted for fit in self.models.values())
 
 
 class SpectrumFits(_Noun):
@@ -458,9 +478,15 @@ class SpectrumFits(_Noun):
     modes: Mapping[str, ModeFits] = Field(default_factory=dict, description="WT or PC → its spectrum.")
 
     @property
-    def fitted(self) -> bool:
-        """Whether at least one model was fitted in one mode."""
-        return any(mode.fitted for mode in self.modes.values())
+    def fitted(self) -> bool | None:
+        """Whether at least one model was fitted in one mode; None where it cannot be told."""
+        return _any(mode.fitted for mode in self.modes.values())
+
+
+def _any(answers: Iterable[bool | None]) -> bool | None:
+    """Tell whether one is true; None where none is, and one cannot be told."""
+    given = set(answers)
+    return None if None in given and True not in given else True in given
 
 
 class SpectralFits(_Noun):
@@ -487,9 +513,9 @@ class SpectralFits(_Noun):
     def to_table(self) -> QTable:
         """Return one row per spectrum, mode and model.
 
-        A spectrum without modes and a mode without models have a row of their own, `fitted` False.
-        Parameters and fluxes are `Quantity` columns by the service's names (`NH`, `NHPos`, `NHNeg`, ...),
-        NaN where a fit has none.
+        The column `fitted` says "yes", "no", or "unknown" where it cannot be told. A spectrum without modes
+        and a mode without models have a row of their own, with "no". Parameters and fluxes are `Quantity`
+        columns by the service's names (`NH`, `NHPos`, `NHNeg`, ...), NaN where a fit has none.
 
         Raises:
             ConfigurationError: The extra is not installed.
@@ -497,6 +523,12 @@ class SpectralFits(_Noun):
         from prefect_xrt import tables
 
         return tables.to_table(self)
+
+    def _repr_html_(self) -> str | None:
+        """Give a notebook its table; None, for the text, where the extra is not installed."""
+        from prefect_xrt import figures
+
+        return figures.html_of(self)
 
 
 _WHOLE_LIMIT = 2**53
@@ -539,6 +571,12 @@ class SourceList(_Noun):
         from prefect_xrt import tables
 
         return tables.to_table(self, band)
+
+    def _repr_html_(self) -> str | None:
+        """Give a notebook its tables; None, for the text, where the extra is not installed."""
+        from prefect_xrt import figures
+
+        return figures.html_of(self)
 
     @field_validator("bands", mode="after")
     @classmethod

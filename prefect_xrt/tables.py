@@ -223,7 +223,7 @@ _FIT_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "mean_time_s": ("number", "s"),
     "exposure_s": ("number", "s"),
     "model": ("text", ""),
-    "fitted": ("flag", ""),
+    "fitted": ("text", ""),
     "statistic": ("text", ""),
     "statistic_value": ("number", ""),
     "test_statistic": ("text", ""),
@@ -232,6 +232,8 @@ _FIT_COLUMNS: Mapping[str, tuple[Kind, str]] = {
     "image_url": ("text", ""),
     "remarks": ("text", ""),
 }
+# Flags have no gaps in FITS, and a text with gaps cannot stay as it is in ECSV and FITS (`result_files`).
+_FITTED: Mapping[str, bool | None] = {"yes": True, "no": False, "unknown": None}
 _GROUPS = ("parameters", "fluxes")
 _ENDINGS = ("", "Pos", "Neg")
 _Key = tuple[str, str, str]
@@ -264,7 +266,7 @@ def _fit_rows(fits: SpectralFits) -> Iterator[tuple[dict[str, Any], dict[_Key, V
             "start_s": spectrum.start_s,
             "stop_s": spectrum.stop_s,
             "data_file_url": spectrum.data_file_url,
-            "fitted": False,
+            "fitted": "no",
         }
         if not spectrum.modes:
             yield of_spectrum, {}
@@ -278,7 +280,8 @@ def _fit_rows(fits: SpectralFits) -> Iterator[tuple[dict[str, Any], dict[_Key, V
 
 
 def _fit_row(fit: ModelFit) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(fit, name) for name in ("fitted", "dof", "image_url")}
+    fitted = next(word for word, meaning in _FITTED.items() if meaning is fit.fitted)
+    row: dict[str, Any] = {"fitted": fitted, "dof": fit.dof, "image_url": fit.image_url}
     for name in ("statistic", "test_statistic"):
         statistic = getattr(fit, name)
         if statistic:
@@ -343,7 +346,7 @@ def _to_fit(row: Mapping[str, Any], values: Sequence[tuple[str, str, str, list[s
         for name in ("statistic", "test_statistic")
     }
     return ModelFit(
-        fitted=row["fitted"],
+        fitted=_FITTED[row["fitted"]],
         dof=row["dof"],
         image_url=row["image_url"],
         remarks=json.loads(row["remarks"]) if row["remarks"] is not None else {},
@@ -457,8 +460,8 @@ def to_time_series(result: LightCurve, name: str, mjd_scale: str | None) -> Time
         )
     elif mjd_scale is None:
         raise ConfigurationError(
-            "The service does not say in which scale its MJD are, and between UTC and TT there are 69 s: "
-            "name the one that you take them for, such as mjd_scale='utc'."
+            "Neither answers nor files name the scale of MJD, and between UTC and TT there are 69 s: name it. "
+            "swifttools documents that it is UTC: mjd_scale='utc'."
         )
     else:
         time = times.Time(curve["Time"].copy(), format="mjd", scale=mjd_scale)

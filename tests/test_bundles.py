@@ -86,7 +86,7 @@ JOB = Job(
     parameters={"lctimetype": "s", "Tstart": "608713541.952", "binMeth": "counts"},
 )
 FEW = settings(
-    max_examples=150,
+    max_examples=60,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

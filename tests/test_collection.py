@@ -320,19 +320,21 @@ class TestFluxes:
         power = ModelFit(parameters={"NH": nh, "Gamma": gamma}, fluxes=flux)
         build(tmp_path / "1", first, spectra(first, PC=ModeFits(models={"PowerLaw": power})))
         apec = ModelFit(parameters={"kT": Value(value=1.5, unit="keV")}, fluxes=flux)
-        modes = {"WT": ModeFits(models={"APEC": apec, "PowerLaw": ModelFit(fitted=False)}), "PC": ModeFits()}
+        others = {"PowerLaw": ModelFit(fitted=False), "BlackBody": ModelFit(fitted=None)}
+        modes = {"WT": ModeFits(models={"APEC": apec, **others}), "PC": ModeFits()}
         build(tmp_path / "2", second, spectra(second, **modes))
         table = collect(tmp_path).fluxes()
         assert rows(table, "job_id", "spectrum", "mode", "model", "fitted") == [
-            (1, "interval0", "PC", "PowerLaw", True),
-            (2, "interval0", "WT", "APEC", True),
-            (2, "interval0", "WT", "PowerLaw", False),
-            (2, "interval0", "PC", None, False),
+            (1, "interval0", "PC", "PowerLaw", "yes"),
+            (2, "interval0", "WT", "APEC", "yes"),
+            (2, "interval0", "WT", "PowerLaw", "no"),
+            (2, "interval0", "WT", "BlackBody", "unknown"),
+            (2, "interval0", "PC", None, "no"),
         ]
         assert table["kT"].value.tolist()[1] == 1.5
-        assert np.isnan(table["kT"].value).tolist() == [True, False, True, True]
-        assert np.isnan(table["NH"].value).tolist() == [False, True, True, True]
-        assert table["t0_met_s"].value.tolist() == [5.0] * 4
+        assert np.isnan(table["kT"].value).tolist() == [True, False, True, True, True]
+        assert np.isnan(table["NH"].value).tolist() == [False, True, True, True, True]
+        assert table["t0_met_s"].value.tolist() == [5.0] * 5
         assert {name: str(table[name].unit) for name in ("NH", "kT", "t0_met_s")} == {
             "NH": "1 / cm2",
             "kT": "keV",
@@ -436,6 +438,7 @@ class TestLightCurves:
         assert len(merge_light_curves({})) == 0
         assert len(merge_light_curves({"a": light_curve()})) == 0
 
+    @settings(max_examples=30)
     @given(st.dictionaries(st.sampled_from("abcd"), st.lists(st.floats(-1e9, 1e9), max_size=5)))
     def test_nothing_lost(self, times: dict[str, list[float]]) -> None:
         """Every bin is there once, with the number that it had, in order of time."""
@@ -632,7 +635,7 @@ def test_of_the_service(xrt_service_factory: Callable[..., Emulator], request_: 
     assert sorted(set(merged["job_id"])) == [801, 802]
     fluxes = found.fluxes()
     assert rows(fluxes, "job_id", "mode", "model", "fitted") == [
-        (job_id, mode, "PowerLaw", True) for job_id in (801, 802) for mode in ("WT", "PC")
+        (job_id, mode, "PowerLaw", "yes") for job_id in (801, 802) for mode in ("WT", "PC")
     ]
     assert (fluxes["ObsFlux"].value > 0).all()
 

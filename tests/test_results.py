@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -330,7 +331,7 @@ class TestLightCurve:
             curve.to_time_series("PC", mjd_scale="utc")
 
     def test_mjd(self, build: Callable[..., Built]) -> None:
-        """MJD are days, and become dates in the scale that the caller names, as the service names none."""
+        """MJD are days, and become dates in the scale that the caller names, as the answer names none."""
         _, client, job = build(request_for(light_curve=Binning(binning="obsid", time_format="m")))
         curve = client.retrieve_light_curve(job)
         assert (curve.time_system, curve["PC"].units["Time"], curve["PC"].units["Exposure"]) == (
@@ -338,7 +339,7 @@ class TestLightCurve:
             "d",
             "s",
         )
-        with pytest.raises(ConfigurationError, match="does not say in which scale"):
+        with pytest.raises(ConfigurationError, match="it is UTC: mjd_scale='utc'"):
             curve.to_time_series("PC")
         series = curve.to_time_series("PC", mjd_scale="tt")
         assert (series.time.mjd == curve["PC"]["Time"]).all()
@@ -672,7 +673,7 @@ class TestSpectralFits:
         fits = client.retrieve_spectral_fits(job)
         mode = fits.spectra["interval0"].modes["WT"]
         assert (mode.models, mode.fitted, mode.exposure_s is not None) == ({}, False, True)
-        assert fits.to_table()["fitted"].tolist() == [False, False]
+        assert fits.to_table()["fitted"].tolist() == ["no", "no"]
 
     def test_table(self, build: Callable[..., Built]) -> None:
         """The table has a row per spectrum, mode and model, with gaps where a fit has no such parameter."""
@@ -680,12 +681,12 @@ class TestSpectralFits:
         fits = client.retrieve_spectral_fits(job)
         table = fits.to_table()
         assert len(table) == 2 * 9
-        row = table[(table["mode"] == "PC") & (table["model"] == "APEC") & table["fitted"]][0]
+        row = table[(table["mode"] == "PC") & (table["model"] == "APEC") & (table["fitted"] == "yes")][0]
         fit = fits.spectra["Obs_00966554000"].modes["PC"].models["APEC"]
         assert row["kTNeg"].value == fit.parameters["kT"].negative_error
         assert row["ObsFlux"].unit.to_string() == "erg / (s cm2)"
         assert math.isnan(row["Gamma"])
-        assert not table["fitted"][-1]
+        assert table["fitted"][-1] == "no"
         assert table.meta["provenance"]["sha256"] == fits.provenance.sha256
 
     @pytest.mark.parametrize(
@@ -741,11 +742,27 @@ class TestSpectralFits:
             "New": Value(value=7),
         }
         assert pc.models["APEC"].remarks == {"Note": "poor"}
-        assert not pc.models["B"].fitted
-        assert not pc.models["C"].fitted
+        assert (pc.models["B"].fitted, pc.models["C"].fitted) == (False, False)
         assert fits.spectra["a"].modes["WT"] == ModeFits()
         assert fits.spectra["b"] == SpectrumFits()
-        assert fits.to_table()["fitted"].tolist() == [True, False, False, False, False]
+        assert fits.to_table()["fitted"].tolist() == ["yes", "no", "no", "no", "no"]
+
+    @pytest.mark.parametrize(
+        ("fitted", "expected"),
+        [
+            ((True, None, False), True),
+            ((False, None), None),
+            ((None,), None),
+            ((False, False), False),
+            ((), False),
+        ],
+    )
+    def test_known(self, fitted: tuple[bool | None, ...], expected: bool | None) -> None:
+        """A mode and a spectrum are fitted if a model is; if none is and one cannot be told, neither can they."""
+        models = {str(number): ModelFit(fitted=value) for number, value in enumerate(fitted)}
+        mode = ModeFits(models=models)
+        assert mode.fitted is expected
+        assert SpectrumFits(modes={"PC": mode}).fitted is expected
 
 
 class TestSourceList:
@@ -850,7 +867,7 @@ class TestEveryCall:
         assert service.user_id not in where.model_dump_json()
         assert str(where).startswith(f"job {job.id} (GRB 200416A), read 20")
 
-    @pytest.mark.parametrize("product", set(CALLS) - {"StandardPos"})
+    @pytest.mark.parametrize("product", sorted(set(CALLS) - {"StandardPos"}))
     def test_not_ready(self, build: Callable[..., Built], product: str) -> None:
         """What is not ready is refused by the service, and so is another's job."""
         _, client, job = build(default=Timeline.of((3,)))
@@ -1247,7 +1264,7 @@ VALUES = st.dictionaries(
 STATISTICS = st.none() | st.builds(Statistic, name=TEXTS, value=SOME)
 MODEL_FITS = st.builds(
     ModelFit,
-    fitted=st.booleans(),
+    fitted=st.none() | st.booleans(),
     parameters=VALUES,
     fluxes=VALUES,
     statistic=STATISTICS,
@@ -1431,6 +1448,19 @@ class TestFileFormats:
         frame = pd.read_parquet(write(curve, tmp_path / "curve.parquet"))
         assert frame["dataset"].tolist() == ["PC", "PC", "PCUL"]
         assert frame["Rate"].isna().tolist() == [False, False, True]
+
+    @pytest.mark.parametrize("ending", TYPES)
+    def test_fitted(self, tmp_path: Path, ending: str) -> None:
+        """In every format it stands there as a word whether a model was fitted, also where it cannot be told."""
+        import pandas as pd  # noqa: PLC0415 - takes a second
+        from astropy.table import Table  # noqa: PLC0415
+
+        models = {str(fitted): ModelFit(fitted=fitted) for fitted in (True, False, None)}
+        spectra = {"a": SpectrumFits(modes={"PC": ModeFits(models=models)}), "b": SpectrumFits()}
+        path = write(SpectralFits(spectra=spectra, provenance=WHERE), tmp_path / f"fits.{ending}")
+        readers = {"ecsv": Table.read, "fits": partial(Table.read, hdu=1), "parquet": pd.read_parquet}
+        read = readers[ending](path)["fitted"]
+        assert read.astype(str).tolist() == ["yes", "no", "unknown", "no"]
 
     def test_changed(self, curve: LightCurve, tmp_path: Path) -> None:
         """A table from which a row was taken no longer fits what is said of it, and is refused."""
