@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from . import pictures
 from .science import Curve, Results
 from .validation import number
 
@@ -29,11 +30,6 @@ _FILE_TIME = 1_600_000_000
 _ZIP_DATE = (2020 - 1980) << 9 | 9 << 5 | 13
 _ZIP_VERSION = 20
 _PADDING_UNIT = b"".join(struct.pack(">I", (count * 2654435761) % 2**32) for count in range(4096))[:16380]
-
-GIF = (
-    b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff"
-    b"\x21\xf9\x04\x00\x00\x00\x00\x00\x2c\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02\x44\x01\x00\x3b"
-)
 
 
 @dataclass(frozen=True)
@@ -225,7 +221,7 @@ def _light_curve_files(results: Results, _parameters: Mapping[str, object]) -> d
         files[file] = "".join(
             [f"READ TERR 1\n!{curve.file}\n" + _table(curve.columns, curve.rows) for curve in group]
         ).encode()
-    files["curve.gif"] = GIF
+    files["curve.gif"] = pictures.plot()
     return files
 
 
@@ -263,7 +259,7 @@ def _spectrum_files(results: Results, _parameters: Mapping[str, object]) -> dict
             }
             for model in results.models():
                 inside[f"models/{stem}_{model}.xcm"] = f"method leven 10 0.01\nmodel TBabs*{model}\n".encode()
-                files[results.plot_name(name, mode, model)] = GIF
+                files[results.plot_name(name, mode, model)] = pictures.plot()
         nested = _tar([(path, Blob((data,))) for path, data in inside.items()])
         files[f"{name}.tar.gz"] = bytes(_gzip(nested))
     files["scripts/setup.xcm"] = b"cosmo 70 0 0.73\nabund wilm\nxsect vern\n"
@@ -275,8 +271,8 @@ def _position_files(
 ) -> dict[str, bytes]:
     position = results.position(product)
     ra, dec = position.sexagesimal
-    pictures = {"psf": ["summed.gif"], "enh": ["uvot.gif"], "xastrom": ["orig.gif", "corrected.gif"]}
-    files = dict.fromkeys(pictures[product], GIF)
+    names = {"psf": ["summed.gif"], "enh": ["uvot.gif"], "xastrom": ["orig.gif", "corrected.gif"]}
+    files = dict.fromkeys(names[product], pictures.sky())
     sxps = [
         "209851",
         *(position.ra, position.dec, position.err90, ra, dec),
@@ -313,9 +309,9 @@ def _image_files(_results: Results, parameters: Mapping[str, object]) -> dict[st
     files: dict[str, bytes] = {}
     for count, (low, high) in enumerate(bands, start=1):
         log.append(f"{count}\t{number(low):g}\t{number(high):g}\n")
-        files |= {f"image{count}.img.gz": _zipped_image(), f"image{count}.gif": GIF}
+        files |= {f"image{count}.img.gz": _zipped_image(), f"image{count}.gif": pictures.sky()}
     for stem in ("summed_ex", "summed_vignet_ex"):
-        files |= {f"{stem}.img.gz": _zipped_image(), f"{stem}.gif": GIF}
+        files |= {f"{stem}.img.gz": _zipped_image(), f"{stem}.gif": pictures.sky()}
     return {"images.log": "".join(log).encode(), **files}
 
 
@@ -325,7 +321,7 @@ def _source_files(results: Results, _parameters: Mapping[str, object]) -> dict[s
         sources = results.sources(band)
         table = _table(sources[0], [list(source.values()) for source in sources])
         files[f"sources_{band.lower()}.txt"] = table.encode()
-        files[f"summed_{band.lower()}.gif"] = GIF
+        files[f"summed_{band.lower()}.gif"] = pictures.sky()
     return files
 
 
