@@ -56,6 +56,7 @@ from prefect_xrt.protocol import (
     Job,
     JobSummary,
     Outcome,
+    ProductState,
     ProductStatus,
     RebinJob,
 )
@@ -490,19 +491,21 @@ class XRTClient:
         return protocol.decode_rebin_status(self._call_data("checkRebinStatus", body, attempts=attempts))
 
     def cancel_rebin(self, rebin: RebinJob, *, attempts: int | None = None) -> bool:
-        """Cancel a new binning.
+        """Cancel a new binning; cancelling twice does no harm.
 
         Returns:
-            Whether it was cancelled; else it had probably finished.
+            Whether it is cancelled now; if not, it had probably ended before.
 
         Raises:
+            RefusedError: The service does not know it.
             ServiceUnreachableError: The service did not answer.
             AnswerError: What came back is not the service speaking.
         """
         try:
             self._call_data("cancelRebin", {"JobID": rebin.id}, attempts=attempts)
         except RefusedError:
-            return False
+            # Also what comes where an earlier attempt cancelled it, and its answer was lost.
+            return self.check_rebin_status(rebin, attempts=attempts).state is ProductState.CANCELLED
         return True
 
     def retrieve_rebinned_light_curve(

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from prefect_xrt import sensor
 from prefect_xrt.client import Which, XRTClient
-from prefect_xrt.errors import DeadlineError, FailedLooksError
+from prefect_xrt.errors import DeadlineError, FailedLooksError, XRTError
 from prefect_xrt.protocol import Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product
@@ -119,7 +119,8 @@ def rebin_light_curve(
     """Bin a finished job's light curve again, wait for it, and return it.
 
     Much faster than a job of its own, where nothing but the binning is to be different. If the wait is
-    interrupted, what is no longer needed is cancelled.
+    interrupted, what is no longer needed is cancelled; if what is ready cannot be retrieved, a note on the
+    error tells how it can be later.
 
     Args:
         client: Speaks to the service.
@@ -161,4 +162,12 @@ def rebin_light_curve(
             client.cancel_rebin(rebin, attempts=1)
         raise
     outcome.require()
-    return client.retrieve_rebinned_light_curve(rebin, systematics=systematics, unreliable=unreliable)
+    try:
+        return client.retrieve_rebinned_light_curve(rebin, systematics=systematics, unreliable=unreliable)
+    except XRTError as error:
+        # The service documents no list of them: whoever does not know the ID can only have it made twice.
+        error.add_note(
+            f"It is made all the same, as {rebin}: `XRTClient.retrieve_rebinned_light_curve` gives it later, "
+            f"for `RebinJob(id={rebin.id}, job=..., parameters=...)`."
+        )
+        raise

@@ -24,11 +24,23 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import requests
 
 import prefect_xrt.emulator
-from prefect_xrt.emulator import NAMED, Emulator, Fault, Scenario, ScenarioError, Step, Timeline, serve
+from prefect_xrt import LightCurve, XRTClient
+from prefect_xrt.emulator import (
+    NAMED,
+    Emulator,
+    Fault,
+    Scenario,
+    ScenarioError,
+    Step,
+    Timeline,
+    pictures,
+    serve,
+)
 from prefect_xrt.emulator.archives import Blob, Repeated, fits_image, pack
 from prefect_xrt.emulator.progress import STAGES
 
@@ -875,6 +887,33 @@ class TestFiles:
             assert answer["TimeFormat"] == "MJD"
             assert 58955 < float(cell["Time"]) < 58956
 
+    @pytest.mark.parametrize("binning", ["obsid", "snapshot", "time"])
+    def test_new_observations(self, binning: str) -> None:
+        """A later job of a name has the observations that are new since, and all that was there as it was."""
+        scenario = Scenario(default=READY.default, new_observations=(0, 2))
+        with running(scenario) as service:
+            request = {**REQUEST, "lc": 1, "binMeth": binning, "pcbin": 10, "wtbin": 10}
+            for name in ("GRB 200416A", "GK Per", "GRB 200416A", "GRB 200416A"):
+                submit(service, **{**request, "name": name})
+            bins = {
+                job: [
+                    point
+                    for mode in ("WT", "PC")
+                    for point in post(service, "tprods/getLCData.php", JobID=job, incbad="yes")[
+                        f"{mode}_incbadData"
+                    ]["data"]
+                ]
+                for job in service.jobs
+            }
+            seen = {job: service.jobs[job].results.observations for job in service.jobs}
+            assert seen[801] == seen[803] == seen[804][:-2]
+            assert len(seen[802]) == len(seen[801])
+            assert bins[801] == bins[803]
+            assert all(point in bins[804] for point in bins[801])
+            new = [point for point in bins[804] if point not in bins[801]]
+            assert min(float(point[0]) for point in new) > 900
+            assert len(new) == len(bins[801]) / 4
+
     def test_retrieve_before_the_end(self) -> None:
         """Before a product is complete there is nothing to retrieve; what was not asked for is refused."""
         with running() as service:
@@ -1009,14 +1048,78 @@ class TestRebin:
             assert len(curve["PC_incbadData"]["data"]) == 8
             assert requests.get(curve["PC_incbadData"]["URL"], timeout=10).status_code == 200
 
+    @pytest.mark.parametrize("asked", ["s", "sec", "m", "mjd", "MJD", None])
+    @pytest.mark.parametrize("before", ["s", "m"])
+    def test_time_format(self, before: str, asked: str | None) -> None:
+        """Times are in the format asked for, as those of a job that is built with it; else they stay as they are."""
+        with running(Scenario(default=Timeline.of((4,)), rebin=Timeline.of((4,)))) as service:
+            submit(service, **REQUEST, lc=1, binMeth="obsid", lctimetype=before)
+            submit(service, **REQUEST, lc=1, binMeth="snapshot", lctimetype=asked or before)
+            built = post(service, "tprods/getLCData.php", JobID=802)
+            self.ask(
+                service,
+                "rebinLightCurve",
+                type="UOB_LC",
+                objectID=801,
+                binMeth="snapshot",
+                **({"timeFormat": asked} if asked else {}),
+            )
+            again = self.ask(service, "downloadLightCurve", type="REBIN_LC", objectID=1, nosys="no")
+            assert again["TimeFormat"] == ("MJD" if (asked or before).lower() in ("m", "mjd") else "MET")
+            assert again["Binning"] == "Snapshot"
+            assert again["Datasets"] == built["Datasets"]
+            for name in built["Datasets"]:
+                assert again[f"{name}Data"]["data"] == built[f"{name}Data"]["data"]
+
+    @pytest.mark.filterwarnings("ignore")  # the official client warns of itself
+    def test_time_format_to_clients(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What this package asks for and what the official client asks for is the same light curve, in MJD."""
+        theirs = pytest.importorskip("swifttools.ukssdc.data.download", exc_type=ImportError)
+        with (
+            running(Scenario(default=Timeline.of((4,)), rebin=Timeline.of((4,)))) as service,
+            XRTClient(service.user_id, service.url) as client,
+        ):
+            monkeypatch.setattr(theirs.base, "APIURL", f"{service.origin}/API/main.php")
+            job = client.attach(submit(service))
+            assert client.retrieve_light_curve(job).time_system != "MJD"
+            rebin = client.submit_rebin(job, LightCurve(binning="obsid", time_format="m"))
+            ours = client.retrieve_rebinned_light_curve(rebin)
+            assert ours.time_system == "MJD"
+            rebin_id = theirs._rebinLightCurve("UOB_LC", job.id, binMeth="obsid", timeFormat="MJD")
+            data = theirs._getLightCurve("REBIN_LC", rebin_id, returnData=True, saveData=False, incbad="no")
+            assert (data["TimeFormat"], data["Datasets"]) == ("MJD", list(ours.curves))
+            assert data["PC"]["Time"].tolist() == ours["PC"].columns["Time"].tolist()
+            assert 58955 < data["PC"]["Time"][0] < 58956
+
     def test_cancel(self) -> None:
         """A rebin job can be cancelled while it has not ended, and only then."""
         with running() as service:
             submit(service)
             rebin_id = self.ask(service, "rebinLightCurve", type="UOB_LC", objectID=801)["JobID"]
+            assert service.rebins == {rebin_id: 2}
             assert self.ask(service, "cancelRebin", JobID=rebin_id)["OK"] == 1
             assert "OK" not in self.ask(service, "cancelRebin", JobID=rebin_id)
             assert self.ask(service, "checkRebinStatus", JobID=rebin_id)["status"] == -4
+            assert service.rebins == {rebin_id: -4}
+
+    @pytest.mark.parametrize(
+        ("kind", "product", "expected"),
+        [
+            ("null-codes", None, {"status": None, "text": "Unknown status"}),
+            ("text-codes", "lc", {"status": "3", "text": "Running"}),
+            ("missing-products", None, {}),
+            ("null-codes", "image", {"status": 3, "text": "Running"}),
+        ],
+    )
+    def test_status_faults(self, kind: str, product: str | None, expected: dict[str, Any]) -> None:
+        """The code can be spoilt as that of a product; what is no status is left alone."""
+        with running(Scenario(rebin=Timeline.of((3,)))) as service:
+            submit(service)
+            service.add_fault(Fault("rebin", kind, product=product))
+            assert self.ask(service, "rebinLightCurve", type="UOB_LC", objectID=801)["JobID"] == 1
+            first, second = (self.ask(service, "checkRebinStatus", JobID=1) for _ in range(2))
+            assert {name: first[name] for name in ("status", "text") if name in first} == expected
+            assert second["status"] == 3
 
     def test_refusals(self) -> None:
         """What is not there is an error with a code and a text."""
@@ -1391,6 +1494,8 @@ class TestScenarios:
             ),
             ('{"file_padding_bytes": -1}', "file_padding_bytes must be"),
             ('{"observations": 0}', "observations must be"),
+            ('{"new_observations": [-1]}', "new_observations must not"),
+            ('{"new_observations": [0, true]}', r"new_observations\[1\]: True is no"),
         ],
     )
     def test_mistakes(self, text: str, complaint: str, tmp_path: Path) -> None:
@@ -1449,3 +1554,12 @@ class TestShell:
             main(["--scenario", "dmeo", "--port", "0"])
         assert left.value.code == 1
         assert "no scenario 'dmeo'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("draw", [pictures.plot, pictures.sky])
+def test_pictures(draw: Callable[[], bytes]) -> None:
+    """The pictures beside the files are whole GIFs, which a library reads to the end, and not of one colour."""
+    with PIL.Image.open(io.BytesIO(draw())) as picture:
+        picture.load()
+        assert (picture.format, picture.size) == ("GIF", (200, 150))
+        assert picture.getextrema() == (0, 15)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,14 +22,22 @@ from pathlib import Path
 import pytest
 import requests
 
-from prefect_xrt import Image, LightCurve, Pacing, ProductRequest, Spectrum, XRTClient
+from prefect_xrt import Image, LightCurve, Pacing, ProductRequest, SourceDetection, Spectrum, XRTClient
 from prefect_xrt.archive import download
 from prefect_xrt.emulator import Emulator, Fault, Scenario, Timeline
 from prefect_xrt.emulator.scenario import ENDPOINTS, FAULT_KINDS
-from prefect_xrt.errors import FailedLooksError, ForeignURLError, SubmitUncertainError, XRTError
-from prefect_xrt.protocol import Job
+from prefect_xrt.errors import (
+    FailedLooksError,
+    ForeignURLError,
+    ServiceUnreachableError,
+    SubmitUncertainError,
+    XRTError,
+)
+from prefect_xrt.protocol import Job, RebinJob
+from prefect_xrt.rebin import rebin_light_curve, wait_for_rebin
 from prefect_xrt.records import read_record, read_submission
 from prefect_xrt.request import Product
+from prefect_xrt.results import Result
 from prefect_xrt.sensor import wait_for_products
 from prefect_xrt.state import LocalClaims
 from prefect_xrt.submission import submit_once
@@ -71,7 +80,7 @@ ABBREVIATIONS: Mapping[str, str] = {
     "-": "–",
 }
 
-COLUMNS = (
+OF_JOBS = (
     "submit, no job made",
     "submit, job made",
     "submit and list, no job made",
@@ -83,9 +92,14 @@ COLUMNS = (
     "old job",
     "file",
 )
+OF_DATA = ("retrieve", "rebin submit", "rebin status", "rebin cancel", "rebin retrieve")
+COLUMNS = (*OF_JOBS, *OF_DATA)
 
-# What is documented, a column for each of COLUMNS. "-": the fault does not exist at this call. An answer that is
-# late, cut or spoilt is one to a request that took effect; a 429 and a 307 say that it was turned away unseen.
+UNSEEN = ("http-429", "redirect", "reset-before", "hang")
+"""The faults that a request cannot have taken effect with."""
+
+# What is documented, a column for each of OF_JOBS or OF_DATA. "-": the fault does not exist at this call. An answer
+# that is late, cut or spoilt is one to a request that took effect; a 429 and a 307 say that it was turned away unseen.
 ONCE = """
 http-500                ok  ok  ok  ok  ok  ok  ok  ok  ok  ok
 http-502-html           ok  ok  ok  ok  ok  ok  ok  ok  ok  ok
@@ -110,6 +124,30 @@ missing-products        -   -   -   -   ok  -   -   -   -   -
 truncated-file          -   -   -   -   -   -   -   -   -   ok
 corrupt-file            -   -   -   -   -   -   -   -   -   ok
 """
+ONCE_OF_DATA = """
+http-500                ok    Uncertain  ok  ok    ok
+http-502-html           ok    Uncertain  ok  ok    ok
+http-503                ok    Uncertain  ok  ok    ok
+http-429                ok    ok         ok  ok    ok
+html-200                ok    Uncertain  ok  ok    ok
+redirect                Away  Away       ok  Away  Away
+redirect/302            ok    Uncertain  ok  ok    ok
+reset-before            ok    Uncertain  ok  ok    ok
+hang                    ok    Uncertain  ok  ok    ok
+garbage                 ok    Uncertain  ok  ok    ok
+reset-after             ok    Uncertain  ok  ok    ok
+hang-after              ok    Uncertain  ok  ok    ok
+slow                    ok    ok         ok  ok    ok
+trickle                 ok    Uncertain  ok  ok    ok
+short-keepalive         ok    ok         ok  ok    ok
+truncated-json          ok    Uncertain  ok  ok    ok
+list-instead-of-object  ok    Uncertain  ok  ok    ok
+null-codes              -     -          ok  -     -
+text-codes              -     -          ok  -     -
+missing-products        -     -          ok  -     -
+truncated-file          -     -          -   -     -
+corrupt-file            -     -          -   -     -
+"""
 LASTING = """
 http-500                Uncertain  ok  Uncertain  Uncertain  Looks  Away    Away    Away    Away    Away
 http-502-html           Uncertain  ok  Uncertain  Uncertain  Looks  Away    Away    Away    Away    Away
@@ -133,6 +171,30 @@ text-codes              -          -   -          -          ok     -       -   
 missing-products        -          -   -          -          Looks  -       -       -       -       -
 truncated-file          -          -   -          -          -      -       -       -       -       Away
 corrupt-file            -          -   -          -          -      -       -       -       -       Archive
+"""
+LASTING_OF_DATA = """
+http-500                Away    Uncertain  Looks  Away    Away
+http-502-html           Away    Uncertain  Looks  Away    Away
+http-503                Away    Uncertain  Looks  Away    Away
+http-429                Away    Away       Looks  Away    Away
+html-200                Answer  Uncertain  Looks  Answer  Answer
+redirect                Away    Away       Looks  Away    Away
+redirect/302            Answer  Uncertain  Looks  Answer  Answer
+reset-before            Away    Uncertain  Looks  Away    Away
+hang                    Away    Uncertain  Looks  Away    Away
+garbage                 Answer  Uncertain  Looks  Answer  Answer
+reset-after             Away    Uncertain  Looks  Away    Away
+hang-after              Away    Uncertain  Looks  Away    Away
+slow                    ok      ok         ok     ok      ok
+trickle                 Away    Uncertain  Looks  Away    Away
+short-keepalive         ok      ok         ok     ok      ok
+truncated-json          Answer  Uncertain  Looks  Answer  Answer
+list-instead-of-object  Answer  Uncertain  Looks  Answer  Answer
+null-codes              -       -          Looks  -       -
+text-codes              -       -          ok     -       -
+missing-products        -       -          Looks  -       -
+truncated-file          -       -          -      -       -
+corrupt-file            -       -          -      -       -
 """
 
 BUDGET = 3
@@ -159,7 +221,9 @@ TIMELINES = {
     "spec": Timeline.of_looks((3, 1), (-1,)),
     "image": Timeline.of_looks((2, 1), (3, 1), (4,)),
 }
+READY = Timeline.of((4,))
 LOOKS = 3
+BINNING = LightCurve(binning="snapshot", time_format="m")
 ENDS = {Product.LIGHT_CURVE: 4, Product.SPECTRUM: -1, Product.IMAGE: 4}
 
 
@@ -173,6 +237,8 @@ class Stage:
     slept_s: list[float]
     file_timeout_s: float
     job: Job | None = None
+    rebin: RebinJob | None = None
+    result: Result | None = None
     file: bytes = b""
     asked_before: int = 0
 
@@ -181,6 +247,12 @@ class Stage:
         """The job, at calls that need one."""
         assert self.job
         return self.job
+
+    @property
+    def made_again(self) -> RebinJob:
+        """The new binning, at calls that need one."""
+        assert self.rebin
+        return self.rebin
 
     def now_s(self) -> float:
         """Tell the time, which goes on only by sleeping."""
@@ -264,6 +336,48 @@ def fetch(stage: Stage) -> None:
     assert stage.left() == ["lc.tar.gz", "lc.tar.gz.sha256"]
 
 
+def told(result: Result | None) -> Mapping[str, object]:
+    """Give all that a result says, but not when it was retrieved."""
+    assert result
+    return {**vars(result), "provenance": result.provenance.sha256}
+
+
+def retrieve(stage: Stage) -> None:
+    """Retrieve a light curve."""
+    assert told(stage.client.retrieve_light_curve(stage.made)) == told(stage.result)
+
+
+def submit_rebin(stage: Stage) -> None:
+    """Ask for one new binning."""
+    before = list(stage.service.rebins)
+    rebin = stage.client.submit_rebin(stage.made, BINNING)
+    assert list(stage.service.rebins) == [*before, rebin.id]
+
+
+def wait_rebin(stage: Stage) -> None:
+    """Wait for a new binning, which will be ready."""
+    outcome = wait_for_rebin(
+        stage.client,
+        stage.made_again,
+        pacing=Pacing(floor_s=1, ceiling_s=1, jitter=0),
+        max_failed_looks=BUDGET,
+        clock=stage.now_s,
+        sleep=stage.slept_s.append,
+    )
+    assert [status.code for status in outcome.statuses.values()] == [4]
+
+
+def cancel_rebin(stage: Stage) -> None:
+    """Cancel a new binning, which still runs unless an earlier attempt has cancelled it."""
+    assert stage.client.cancel_rebin(stage.made_again)
+    assert stage.service.rebins == {stage.made_again.id: -4}
+
+
+def retrieve_rebin(stage: Stage) -> None:
+    """Retrieve what a new binning has made."""
+    assert told(stage.client.retrieve_rebinned_light_curve(stage.made_again)) == told(stage.result)
+
+
 @dataclass(frozen=True)
 class Call:
     """A call of the package to the service."""
@@ -272,11 +386,23 @@ class Call:
     endpoints: tuple[str, ...]
     effect: bool | None = None
     """Whether the request takes effect although the fault is played; None where it makes no difference."""
+    rebin: Timeline | None = None
+    """The way of the new binning that is made before, if there is to be one."""
 
     @property
     def submits(self) -> bool:
         """Whether it makes a job."""
         return self.endpoints[0] == "submit"
+
+    @property
+    def repeats(self) -> bool:
+        """Whether it may be sent again although it may have arrived."""
+        return not self.submits and self.act is not submit_rebin
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a wait of many looks."""
+        return self.act in (wait, wait_rebin)
 
 
 CALLS: Mapping[str, Call] = dict(
@@ -293,23 +419,28 @@ CALLS: Mapping[str, Call] = dict(
             Call(list_jobs, ("list",)),
             Call(attach, ("old_job",)),
             Call(fetch, ("file",)),
+            Call(retrieve, ("light_curve",)),
+            Call(submit_rebin, ("rebin",)),
+            Call(wait_rebin, ("rebin",), rebin=Timeline.of_looks((2, 1), (3, 1), (4,))),
+            Call(cancel_rebin, ("rebin",), rebin=Timeline.of((3,))),
+            Call(retrieve_rebin, ("rebin",), rebin=READY),
         ),
         strict=True,
     )
 )
 
 
-def documented(table: str) -> dict[tuple[str, str], str]:
-    """Read one of the tables above: fault and call to the outcome."""
-    rows = [line.split() for line in table.strip().splitlines()]
+def documented(of_jobs: str, of_data: str) -> dict[tuple[str, str], str]:
+    """Read two of the tables above: fault and call to the outcome."""
     return {
         (row, column): ABBREVIATIONS[cell]
-        for row, *cells in rows
-        for column, cell in zip(COLUMNS, cells, strict=True)
+        for columns, table in ((OF_JOBS, of_jobs), (OF_DATA, of_data))
+        for row, *cells in map(str.split, table.strip().splitlines())
+        for column, cell in zip(columns, cells, strict=True)
     }
 
 
-EXPECTED = {False: documented(ONCE), True: documented(LASTING)}
+EXPECTED = {False: documented(ONCE, ONCE_OF_DATA), True: documented(LASTING, LASTING_OF_DATA)}
 CELLS = [
     pytest.param(row, column, lasting, id=f"{row}, {column}, {'lasting' if lasting else 'once'}")
     for lasting, table in EXPECTED.items()
@@ -321,18 +452,19 @@ CELLS = [
 @contextlib.contextmanager
 def staged(row: str, call: Call, lasting: bool) -> Iterator[Stage]:
     """Start a service, let it make a job, and let it go wrong from then on."""
-    kind, _, status = row.partition("/")
+    kind = row.partition("/")[0]
     # Of a file, only the headers have to be there by the client's time-outs.
     short = kind in ("hang", "hang-after") or (kind == "trickle" and call.act is not fetch)
     pause_s = 0.01 if call.act is not fetch else 0.0005 if lasting else 0.0
-    seconds = {"slow": 0.03, "trickle": pause_s}.get(kind, 60.0)
     running = {short: Timeline.of((3,)) for short in TIMELINES}
-    scenario = Scenario(timelines=running if call.act in (submit, cancel, count) else TIMELINES)
+    scenario = Scenario(
+        timelines=running if call.act in (submit, cancel, count) else TIMELINES, rebin=call.rebin or READY
+    )
     slept_s: list[float] = []
     with (
         tempfile.TemporaryDirectory(prefix="prefect-xrt-fault-") as folder,
         Emulator(scenario) as service,
-        Emulator() as elsewhere,
+        another_host() as location,
         XRTClient(
             service.user_id,
             service.url,
@@ -344,27 +476,64 @@ def staged(row: str, call: Call, lasting: bool) -> Iterator[Stage]:
     ):
         never_ending = kind == "trickle" and lasting
         stage = Stage(service, client, Path(folder), slept_s, 300.0 if never_ending else 10.0**5)
-        if not call.submits:
-            with XRTClient(service.user_id, service.url) as other:
-                stage.job = other.submit(REQUEST)
-        if call.act is fetch:
-            stage.file = requests.get(f"{stage.made.url}/lc.tar.gz", timeout=LONG_S).content
+        prepare(stage, call)
+        effects = {"submit": call.effect, "rebin": row not in UNSEEN}
         for endpoint in call.endpoints:
             service.add_fault(
-                Fault(
+                fault(
+                    row,
                     endpoint,
-                    kind,
                     times=-1 if lasting else 1,
-                    effect=call.effect if endpoint == "submit" else None,
-                    seconds=seconds,
-                    retry_after=RETRY_AFTER_S,
-                    location=elsewhere.origin,
-                    redirect_status=int(status or 307),
+                    effect=effects.get(endpoint),
+                    pause_s=pause_s,
+                    location=location,
                 )
             )
         stage.asked_before = len(service.calls(call.endpoints[0]))
         yield stage
-        assert elsewhere.log == [], "Something was sent to another host."
+
+
+def prepare(stage: Stage, call: Call) -> None:
+    """Make what has to be there before a call, and see what it is to give."""
+    if call.submits:
+        return
+    with XRTClient(stage.service.user_id, stage.service.url) as other:
+        stage.job = other.submit(REQUEST)
+        if call.rebin:
+            stage.rebin = other.submit_rebin(stage.job, BINNING)
+        if call.act is retrieve:
+            stage.result = other.retrieve_light_curve(stage.job)
+        if call.act is retrieve_rebin:
+            stage.result = other.retrieve_rebinned_light_curve(stage.made_again)
+    if call.act is fetch:
+        stage.file = requests.get(f"{stage.job.url}/lc.tar.gz", timeout=LONG_S).content
+
+
+@contextlib.contextmanager
+def another_host() -> Iterator[str]:
+    """Give a place that a redirection can lead to, and make sure that nobody goes there."""
+    with socket.create_server(("127.0.0.1", 0)) as place:
+        yield f"http://127.0.0.1:{place.getsockname()[1]}"
+        place.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            place.accept()
+
+
+def fault(
+    row: str, endpoint: str, *, times: int, location: str, effect: bool | None = None, pause_s: float = 0.0
+) -> Fault:
+    """Give the fault of a row of the tables."""
+    kind, _, status = row.partition("/")
+    return Fault(
+        endpoint,
+        kind,
+        times=times,
+        effect=effect,
+        seconds={"slow": 0.03, "trickle": pause_s}.get(kind, 60.0),
+        retry_after=RETRY_AFTER_S,
+        location=location,
+        redirect_status=int(status or 307),
+    )
 
 
 @cache
@@ -381,7 +550,7 @@ def play(row: str, column: str, lasting: bool) -> str:
         assert time.monotonic() - began_at < LONG_S, "It hung."
         played = [entry.fault for entry in stage.service.calls(call.endpoints[0])[stage.asked_before :]]
         # What a server asks for is given; after a request that may have arrived, the list's time rules instead.
-        if kind == "http-429" or (kind == "http-503" and not call.submits):
+        if kind == "http-429" or (kind == "http-503" and call.repeats):
             assert max(stage.slept_s) >= RETRY_AFTER_S
         if lasting:
             assert set(played) == {kind}
@@ -392,7 +561,7 @@ def play(row: str, column: str, lasting: bool) -> str:
             # No call leaves a connection behind that is of no use to the next one.
             stage.client.count_active_jobs()
             return "recovered"
-        check_harmless(call, error, stage)
+        check_harmless(row, call, error, stage)
         stage.service.clear_faults()
         with XRTClient(stage.service.user_id, stage.service.url, sleep=stage.slept_s.append) as stage.client:
             call.act(stage)
@@ -402,20 +571,20 @@ def play(row: str, column: str, lasting: bool) -> str:
 def expected_calls(row: str, call: Call, error: XRTError | None, stage: Stage) -> Sequence[int]:
     """Tell how often a fault that never ends is run into."""
     once = isinstance(error, ForeignURLError) or (row == "trickle" and call.act is fetch)
-    if once or (row == "redirect" and call.act is not wait):
+    if once or (row == "redirect" and not call.waits):
         return [1]
     if row == "truncated-file":
         # Half of what is left comes at each attempt, until the last byte does not.
         return range(BUDGET, BUDGET + len(stage.file).bit_length() + 1)
     if isinstance(error, SubmitUncertainError):
         # Only a list that shows nothing of the request lets it be sent again.
-        return [1 if "list" in call.endpoints else BUDGET]
+        return [BUDGET if call.endpoints == ("submit",) else 1]
     if error is None:
-        return [LOOKS if call.act is wait else 1]
+        return [LOOKS if call.waits else 1]
     return [BUDGET]
 
 
-def check_harmless(call: Call, error: XRTError, stage: Stage) -> None:
+def check_harmless(row: str, call: Call, error: XRTError, stage: Stage) -> None:
     """Make sure that an error has left nothing that should not be there, and tells nothing wrong."""
     if isinstance(error, FailedLooksError):
         assert error.job == stage.job
@@ -426,6 +595,8 @@ def check_harmless(call: Call, error: XRTError, stage: Stage) -> None:
         assert list(stage.service.jobs) == ([801] if call.effect else [])
         # Whoever asks again has to know that a request is on its way, and only then.
         assert stage.left() == (["submission.json"] if isinstance(error, SubmitUncertainError) else [])
+    if call.act is submit_rebin:
+        assert list(stage.service.rebins) == ([] if row in UNSEEN else [1])
 
 
 @pytest.mark.parametrize(("row", "column", "lasting"), CELLS)
@@ -438,9 +609,73 @@ def test_every_fault_and_every_call() -> None:
     """The tables hold every fault that there is, and every call that the package makes."""
     assert list(dict.fromkeys(row.partition("/")[0] for row in FAULTS)) == list(FAULT_KINDS)
     for table in EXPECTED.values():
-        assert list(table) == [(row, column) for row in FAULTS for column in COLUMNS]
+        assert set(table) == {(row, column) for row in FAULTS for column in COLUMNS}
     struck = {endpoint for call in CALLS.values() for endpoint in call.endpoints}
-    assert struck == set(ENDPOINTS[: ENDPOINTS.index("psf_pos")]) | {"file"}
+    assert struck | set(RETRIEVED.values()) == set(ENDPOINTS)
+
+
+RETRIEVED = {
+    Product.STANDARD_POS: "psf_pos",
+    Product.ENHANCED_POS: "enh_pos",
+    Product.ASTROM_POS: "astrom_pos",
+    Product.SOURCE_DET: "source_list",
+    Product.SPECTRUM: "spectral_fits",
+}
+"""What else can be retrieved, and where."""
+
+
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
+@pytest.mark.parametrize("product", RETRIEVED)
+def test_all_is_retrieved_alike(product: Product, lasting: bool) -> None:
+    """Of whatever is retrieved, a fault makes what it makes of a light curve."""
+    request = REQUEST.model_copy(
+        update={
+            "standard_position": True,
+            "enhanced_position": True,
+            "astrometric_position": True,
+            "source_detection": SourceDetection(which_data="all"),
+        }
+    )
+    # A time-out strikes below what tells one result from another.
+    rows = [row for row in FAULTS if row not in ("hang", "hang-after", "trickle")]
+    expected = {
+        row: outcome for row in rows if (outcome := EXPECTED[lasting][row, "retrieve"]) != ABBREVIATIONS["-"]
+    }
+    found = {}
+    with (
+        Emulator(Scenario(default=READY)) as service,
+        another_host() as location,
+        XRTClient(service.user_id, service.url, attempts=BUDGET, sleep=lambda _: None) as client,
+    ):
+        job = client.submit(request)
+        right = told(client.retrieve(job, product))
+        for row in expected:
+            service.add_fault(fault(row, RETRIEVED[product], times=-1 if lasting else 1, location=location))
+            try:
+                assert told(client.retrieve(job, product)) == right
+                found[row] = ABBREVIATIONS["ok"]
+            except XRTError as error:
+                found[row] = type(error).__name__
+            service.clear_faults()
+    assert found == expected
+
+
+def test_what_was_made_is_not_made_twice() -> None:
+    """Where a new binning is ready but cannot be retrieved, the error tells how it can be later."""
+    with (
+        Emulator(Scenario(timelines=TIMELINES, rebin=READY)) as service,
+        XRTClient(service.user_id, service.url, attempts=BUDGET, sleep=lambda _: None) as client,
+    ):
+        job = client.submit(REQUEST)
+        service.add_fault(Fault("rebin", "http-502-html", after=2, times=-1))
+        with pytest.raises(ServiceUnreachableError) as caught:
+            rebin_light_curve(client, job, BINNING, sleep=lambda _: None)
+        assert service.rebins == {1: 4}
+        (note,) = caught.value.__notes__
+        assert "rebinning 1 of job 801" in note
+        service.clear_faults()
+        rebin = RebinJob(id=1, job=job, parameters={})
+        assert client.retrieve_rebinned_light_curve(rebin).time_system == "MJD"
 
 
 def test_document() -> None:
@@ -471,16 +706,24 @@ job, or made one; *submit and list* is the same, where the list of jobs, which i
 is struck as well. *status* is the sensor, which waits for all products; *cancel*, *count*, *list* and *old job* are
 calls of the client; *file* is `archive.download`.
 
+The calls for data: *retrieve* is a light curve, and what else can be retrieved was found to be alike; *rebin status*
+is the sensor, which waits for a new binning, and the others are calls of the client. Where a fault leaves open
+whether a *rebin* call took effect, it did.
+
 A request for a job is sent again only after the service's list has shown that it became none. Where the list
 tells nothing, that is a `SubmitUncertainError`, after one request and with at most one job; asked again in the same
-folder, the job is found. HTTP 429 says that the service has not looked at the request: it is sent again as it is.
+folder, the job is found. The service documents no list of new binnings: where it is not known whether one was made,
+that is a `SubmitUncertainError` at once, after one request. HTTP 429 says that the service has not looked at the
+request: it is sent again as it is.
 
 No redirection to another host is ever followed. HTTP 307, as 301 and 308, tells that the address is wrong, and is not
 tried again, but by the sensor: a live job is not given up for one bad look.
 
 ## A fault that strikes once
 
-{rendered(lasting=False)}
+{rendered(OF_JOBS, lasting=False)}
+
+{rendered(OF_DATA, lasting=False)}
 
 A file that trickles in is waited for, up to its own deadline of six hours.
 
@@ -489,19 +732,23 @@ A file that trickles in is waited for, up to its own deadline of six hours.
 Every budget is small here, {BUDGET} of each. By default the client makes 4 attempts, and the sensor and the download
 give up after 90 in a row that bring nothing new.
 
-{rendered(lasting=True)}
+{rendered(OF_JOBS, lasting=True)}
+
+{rendered(OF_DATA, lasting=True)}
 
 A file that always breaks off comes in pieces; it is given up when nothing more comes.
 """
 
 
-def rendered(*, lasting: bool) -> str:
+def rendered(columns: Sequence[str], *, lasting: bool) -> str:
     """Write down one table."""
-    lines = [f"| fault | what happens | {' | '.join(COLUMNS)} |", f"|{' --- |' * (len(COLUMNS) + 2)}"]
+    lines = [f"| fault | what happens | {' | '.join(columns)} |", f"|{' --- |' * (len(columns) + 2)}"]
     for row, description in FAULTS.items():
         cells = [
-            play(row, column, lasting) if EXPECTED[lasting][row, column] != "–" else "–" for column in COLUMNS
+            play(row, column, lasting) if EXPECTED[lasting][row, column] != "–" else "–" for column in columns
         ]
+        if set(cells) == {"–"}:
+            continue
         lines.append(
             f"| `{row}` | {description} | {' | '.join(c if c in ('–', 'recovered') else f'`{c}`' for c in cells)} |"
         )

@@ -189,8 +189,8 @@ class Fault:
             raise ScenarioError(f"no such fault: {self.kind!r}; known: {', '.join(FAULT_KINDS)}")
         if self.kind in FILE_KINDS and self.endpoint not in ("*", "file"):
             raise ScenarioError(f"{self.kind!r} is a fault of the endpoint 'file'")
-        if self.kind in STATUS_KINDS and self.endpoint not in ("*", "status"):
-            raise ScenarioError(f"{self.kind!r} is a fault of the endpoint 'status'")
+        if self.kind in STATUS_KINDS and self.endpoint not in ("*", "status", "rebin"):
+            raise ScenarioError(f"{self.kind!r} is a fault of the endpoints 'status' and 'rebin'")
         if self.kind == "redirect" and not self.location:
             raise ScenarioError("a redirect needs a location, such as http://127.0.0.1:9")
         if not 0 <= self.probability <= 1:
@@ -226,6 +226,8 @@ class Scenario:
         extra_answers: Fields added to answers, or put in their place: endpoint (or "*") to fields.
         job_pars_quirks: Answer `jobPars` in the older spellings.
         observations: How many observations a target has.
+        new_observations: How many more the second, third, ... job of a name finds than the one before it; none
+            after the last.
         no_position: Position products (`psf`, `enh`, `xastrom`) that end without a position.
         progress: Whether progress is known of running products.
         unresolvable_names: Names that `getCoords`, `getTargs` and `getT0` find nothing for.
@@ -248,6 +250,7 @@ class Scenario:
     extra_answers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     job_pars_quirks: bool = False
     observations: int = 8
+    new_observations: Sequence[int] = ()
     no_position: Sequence[str] = ()
     progress: bool = True
     unresolvable_names: Sequence[str] = ()
@@ -264,6 +267,8 @@ class Scenario:
             raise ScenarioError(f"file_padding_bytes must be between 0 and {MAX_PADDING_BYTES}")
         if self.observations < 1:
             raise ScenarioError("observations must be at least 1")
+        if any(count < 0 for count in self.new_observations):
+            raise ScenarioError("new_observations must not be below 0")
 
     def timeline(self, product: str, job_name: str, number: int) -> tuple[Timeline, bool]:
         """Find the timeline of one product.
@@ -337,6 +342,10 @@ class Scenario:
             elif key == "extra_answers":
                 extras = _mapping(key, value).items()
                 values[key] = {name: _mapping(f"extra_answers.{name}", extra) for name, extra in extras}
+            elif key == "new_observations":
+                values[key] = tuple(
+                    _count(f"{key}[{number}]", item) for number, item in enumerate(_list(key, value))
+                )
             elif key in ("no_position", "unresolvable_names"):
                 values[key] = tuple(str(item) for item in _list(key, value))
             else:
@@ -374,6 +383,12 @@ def _mapping(place: str, value: object) -> dict[str, object]:
 def _list(place: str, value: object) -> list[object]:
     if not isinstance(value, list):
         raise ScenarioError(f"{place} must be a list, not {value!r}")
+    return value
+
+
+def _count(place: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ScenarioError(f"{place}: {value!r} is no whole number")
     return value
 
 

@@ -93,9 +93,10 @@ class Results:
         parameters: The job's parameters, resolved.
         url: Where its files are.
         observations: How many observations its target has.
+        new: How many of them an earlier job did not have; they come after those, and change nothing of them.
     """
 
-    def __init__(self, parameters: Mapping[str, object], url: str, observations: int) -> None:
+    def __init__(self, parameters: Mapping[str, object], url: str, observations: int, new: int = 0) -> None:
         self._parameters = parameters
         self._url = url
         found = find_object(str(parameters.get("name", "")))
@@ -108,6 +109,7 @@ class Results:
             f"{self.targets[count % len(self.targets)].strip().zfill(8)}{count // len(self.targets):03d}"
             for count in range(observations)
         )
+        self.new = new
 
     def position(self, product: str) -> Position:
         """Give the position of one of the three kinds."""
@@ -157,6 +159,11 @@ class Results:
         return str(self._parameters.get("binMeth", "counts")).lower()
 
     @property
+    def _bins_each(self) -> int:
+        """How many bins an observation gives in each mode."""
+        return {"obsid": 1, "snapshot": 2}.get(self._binning, 3)
+
+    @property
     def _in_days(self) -> bool:
         return str(self._parameters.get("lctimetype", "s")).lower() in ("m", "mjd")
 
@@ -168,7 +175,7 @@ class Results:
         if self._binning in ("obsid", "snapshot"):
             columns = (*LC_COLUMNS, "ObsID")
             rows = [
-                (*row, f"::ObsID={self.observations[count % len(self.observations)].lstrip('0')}")
+                (*row, f"::ObsID={self.observations[count // self._bins_each].lstrip('0')}")
                 for count, row in enumerate(rows)
             ]
         hard, soft, ratio = [], [], []
@@ -198,9 +205,10 @@ class Results:
         return Curve(names, (tuple(values.values()),), f"PCUL{ending}.qdp")
 
     def _rows(self, mode: str, *, pure: bool, bad: bool) -> list[tuple[str, ...]]:
-        count = {"obsid": 1, "snapshot": 2}.get(self._binning, 3) * len(self.observations)
+        count = self._bins_each * len(self.observations)
+        old = count - self._bins_each * self.new
         first, last = (60.0, 900.0) if mode == "WT" else (600.0, 3.0e5)
-        edges = [first * (last / first) ** (step / count) for step in range(count + 1)]
+        edges = [first * (last / first) ** (step / old) for step in range(count + 1)]
         rows = []
         for bin_, (low, high) in enumerate(pairwise(edges)):
             unreliable = bin_ % _UNRELIABLE_EVERY == 1

@@ -22,7 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self, cast
 
-from .scenario import ENDPOINTS, FILE_KINDS, STATUS_KINDS, Fault, Scenario
+from .scenario import ENDPOINTS, FILE_KINDS, STATUS_KINDS, Code, Fault, Scenario
 from .science import draw
 from .state import Job, Served, ServiceState, TooSoon, read_job_id
 
@@ -48,7 +48,6 @@ _FILE_PATH = re.compile(rf"{_BASE}/tprods/(USERPROD|REBIN)_(\d{{1,12}})(/.*)?")
 _MAX_BODY_BYTES = 16 * 2**20
 _RESET = struct.pack("ii", 1, 0)
 _JOIN_S = 2.0
-_STOP_POLL_S = 0.02
 _JSON_TYPE = "application/json"
 _HTML_TYPE = "text/html; charset=UTF-8"
 _GATEWAY_PAGE = (
@@ -121,7 +120,8 @@ def _strikes(armed: _Armed, endpoint: str, what: str | None) -> bool:
     fault = armed.fault
     fits = fault.endpoint in ("*", endpoint)
     fits = fits and (fault.kind not in FILE_KINDS or endpoint == "file")
-    fits = fits and (fault.kind not in STATUS_KINDS or endpoint == "status")
+    tells = endpoint == "status" or (endpoint, what) == ("rebin", "checkRebinStatus")
+    fits = fits and (fault.kind not in STATUS_KINDS or tells)
     if fault.product is not None and endpoint == "file":
         fits = fits and (what or "").split(".")[0] == fault.product
     if not fits or fault.times == armed.played:
@@ -202,9 +202,7 @@ class Emulator:
         self._server = _Server(self, self._port)
         self._port = self._server.server_address[1]
         self._state = ServiceState(self.scenario, self._users, self.origin, self.now, self._utcnow)
-        self._thread = threading.Thread(
-            target=self._server.serve_forever, args=(_STOP_POLL_S,), name="xrt-emulator", daemon=True
-        )
+        self._thread = threading.Thread(target=self._server.serve, name="xrt-emulator", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -214,7 +212,9 @@ class Emulator:
             return
         self._server = self._thread = None
         server.stopping.set()
-        server.shutdown()
+        # Whoever waits for connections without end is woken by one.
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", self._port), _JOIN_S).close()
         thread.join(_JOIN_S)
         server.close_connections()
         server.server_close()
@@ -239,6 +239,11 @@ class Emulator:
     def jobs(self) -> dict[int, Job]:
         """The jobs by their ID."""
         return self.state.jobs
+
+    @property
+    def rebins(self) -> dict[int, Code]:
+        """The code of each light curve that is binned again, by the ID of its request."""
+        return self.state.rebins
 
     @property
     def state(self) -> ServiceState:
@@ -303,6 +308,15 @@ class _Server(ThreadingHTTPServer):
         self._open: dict[socket.socket, threading.Thread] = {}
         self._open_lock = threading.Lock()
         super().__init__(("127.0.0.1", port), _Handler)
+
+    def serve(self) -> None:
+        """Answer until it is stopped."""
+        while not self.stopping.is_set():
+            self.handle_request()
+
+    def verify_request(self, request: object, client_address: object) -> bool:  # noqa: ARG002 - of the base class
+        """Turn away whoever comes when it is stopped."""
+        return not self.stopping.is_set()
 
     def opened(self, connection: socket.socket) -> None:
         with self._open_lock:
@@ -595,6 +609,14 @@ def _spoil_json(fault: Fault, content: bytes) -> bytes:
     answer = json.loads(content)
     if fault.kind == "list-instead-of-object":
         return json.dumps([answer]).encode()
+    if fault.kind in STATUS_KINDS and "status" in answer and fault.product in (None, "lc"):
+        # A light curve that is binned again: the answer tells of nothing else.
+        if fault.kind == "missing-products":
+            del answer["status"], answer["text"]
+        elif fault.kind == "null-codes":
+            answer |= {"status": None, "text": "Unknown status"}
+        else:
+            answer["status"] = str(answer["status"])
     for short, status in list(answer.items()):
         if not isinstance(status, dict) or "statusCode" not in status or fault.product not in (None, short):
             continue

@@ -44,6 +44,8 @@ _CANCEL_TEXTS = {
     3: "Job could not be cancelled - reason unknown",
     4: "The status of the job could not be determined",
 }
+# Where a light curve is binned again, parameters have other names; this is the one that an answer shows.
+_REBIN_NAMES = {"timeFormat": "lctimetype"}
 _POSITIONS = {"psf_pos": "psf", "enh_pos": "enh", "astrom_pos": "xastrom"}
 _CACHED_FILES = 32
 _MEDIA_TYPES = {"tar": "application/x-tar", "tar.gz": "application/x-gzip", "zip": "application/zip"}
@@ -284,6 +286,13 @@ class ServiceState:
         with self._lock:
             return dict(self._jobs)
 
+    @property
+    def rebins(self) -> dict[int, Code]:
+        """The code of each light curve that is binned again, without counting as a look."""
+        with self._lock:
+            now = self._clock()
+            return {rebin_id: rebin.product.code(now) for rebin_id, rebin in self._rebins.items()}
+
     def answer(self, endpoint: str, body: object) -> dict[str, object]:
         """Answer a call.
 
@@ -342,12 +351,17 @@ class ServiceState:
             products=self._plan(products_of(body), name, now),
             submitted_at=now,
             submitted_utc=self._utcnow(),
-            results=Results(parameters, f"{origin}{directory}", self._scenario.observations),
+            results=self._results(parameters, f"{origin}{directory}", name),
             clock=self._clock,
             lock=self._lock,
         )
         self._jobs[job_id] = job
         return {"OK": 1, "URL": job.url, "JobID": str(job_id), "jobPars": job.parameters}
+
+    def _results(self, parameters: Mapping[str, object], url: str, name: str) -> Results:
+        before = sum(job.name == name for job in self._jobs.values())
+        new = sum(self._scenario.new_observations[:before])
+        return Results(parameters, url, self._scenario.observations + new, new)
 
     def _plan(self, asked: Iterable[str], name: str, now: float) -> dict[str, Product]:
         kill_s = self._scenario.kill_after_s
@@ -509,11 +523,11 @@ class ServiceState:
         if body.get("type") != "UOB_LC" or job is None or "lc" not in job.products:
             return _trouble(404, "There is no light curve to rebin")
         rebin_id = len(self._rebins) + 1
-        parameters = {**job.parameters, **{key: value for key, value in body.items() if value is not None}}
+        given = {_REBIN_NAMES.get(key, key): value for key, value in body.items() if value is not None}
         url = f"{self._origin}/user_objects/tprods/REBIN_{rebin_id}"
         self._rebins[rebin_id] = _Rebin(
             Product(self._scenario.rebin, self._clock(), None, None),
-            Results(parameters, url, self._scenario.observations),
+            Results({**job.parameters, **given}, url, len(job.results.observations), job.results.new),
         )
         return {"OK": 1, "JobID": rebin_id}
 
