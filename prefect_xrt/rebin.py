@@ -11,17 +11,18 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from prefect_xrt import sensor
 from prefect_xrt.client import Which, XRTClient
-from prefect_xrt.errors import DeadlineError, FailedLooksError, XRTError
+from prefect_xrt.errors import DeadlineError, FailedLooksError, ProductsError, XRTError
 from prefect_xrt.protocol import Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product
 from prefect_xrt.results import LightCurve
 from prefect_xrt.sensor import Pacing
 
-__all__ = ["rebin_light_curve", "wait_for_rebin"]
+__all__ = ["finish_rebin", "rebin_light_curve", "wait_for_rebin"]
 
 DEADLINE_S = 3600.0
 """A new binning of what has been extracted already takes a minute or so."""
@@ -91,7 +92,7 @@ def _in_its_own_words(rebin: RebinJob) -> Iterator[None]:
         yield
     except (DeadlineError, FailedLooksError) as error:
         raise type(error)(
-            f"The wait for {rebin} has ended before it did ({_why(error)}); ask for it again later.",
+            f"The wait for {rebin} has ended before it did ({_why(error)}).",
             job=rebin.job,
             outcome=error.outcome,
         ) from error
@@ -118,9 +119,8 @@ def rebin_light_curve(
 ) -> LightCurve:
     """Bin a finished job's light curve again, wait for it, and return it.
 
-    Much faster than a job of its own, where nothing but the binning is to be different. If the wait is
-    interrupted, what is no longer needed is cancelled; if what is ready cannot be retrieved, a note on the
-    error tells how it can be later.
+    Much faster than a job of its own, where nothing but the binning is to be different. If this is interrupted,
+    what is no longer needed is cancelled; if it fails, a note on the error tells how to go on.
 
     Args:
         client: Speaks to the service.
@@ -144,30 +144,55 @@ def rebin_light_curve(
         DeadlineError: The deadline has passed.
         FailedLooksError: Too many looks in a row failed.
     """
-    rebin = client.submit_rebin(job, binning)
+    return finish_rebin(
+        client,
+        client.submit_rebin(job, binning),
+        systematics=systematics,
+        unreliable=unreliable,
+        pacing=pacing,
+        deadline_s=deadline_s,
+        max_failed_looks=max_failed_looks,
+        log=log,
+        clock=clock,
+        sleep=sleep,
+        chance=chance,
+    )
+
+
+def finish_rebin(
+    client: XRTClient,
+    rebin: RebinJob,
+    *,
+    systematics: Which = "with",
+    unreliable: Which = "without",
+    **waiting: Any,
+) -> LightCurve:
+    """Wait for a new binning that was asked for, and return it.
+
+    Args:
+        client: Speaks to the service.
+        rebin: What was asked for.
+        systematics: As of `XRTClient.retrieve_light_curve`.
+        unreliable: As of `XRTClient.retrieve_light_curve`.
+        waiting: As of `wait_for_rebin`.
+
+    Raises:
+        ProductsError: It failed or was cancelled.
+        DeadlineError: The deadline has passed.
+        FailedLooksError: Too many looks in a row failed.
+    """
     try:
-        outcome = wait_for_rebin(
-            client,
-            rebin,
-            pacing=pacing,
-            deadline_s=deadline_s,
-            max_failed_looks=max_failed_looks,
-            log=log,
-            clock=clock,
-            sleep=sleep,
-            chance=chance,
-        )
-    except BaseException:
-        with contextlib.suppress(Exception):
-            client.cancel_rebin(rebin, attempts=1)
-        raise
-    outcome.require()
-    try:
+        wait_for_rebin(client, rebin, **waiting).require()
         return client.retrieve_rebinned_light_curve(rebin, systematics=systematics, unreliable=unreliable)
+    except ProductsError:
+        raise
     except XRTError as error:
         # The service documents no list of them: whoever does not know the ID can only have it made twice.
         error.add_note(
-            f"It is made all the same, as {rebin}: `XRTClient.retrieve_rebinned_light_curve` gives it later, "
-            f"for `RebinJob(id={rebin.id}, job=..., parameters=...)`."
+            f"It goes on all the same: `finish_rebin` waits for `RebinJob(id={rebin.id}, job=..., parameters=...)`."
         )
+        raise
+    except BaseException:
+        with contextlib.suppress(Exception):
+            client.cancel_rebin(rebin, attempts=1)
         raise

@@ -21,7 +21,7 @@ from prefect_xrt import rebin as rebinning
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.client import Which
 from prefect_xrt.credentials import XRTCredentials, load_credentials
-from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
+from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.results import LightCurve, Position, SourceList, SpectralFits
@@ -35,11 +35,13 @@ __all__ = [
     "check_product_status",
     "download_product",
     "find_job",
+    "finish_rebin",
     "rebin_light_curve",
     "retrieve_light_curve",
     "retrieve_position",
     "retrieve_source_list",
     "retrieve_spectral_fits",
+    "submit_rebin",
     "submit_request",
     "wait_for_products",
 ]
@@ -329,7 +331,6 @@ def retrieve_source_list(job: Job, credentials: Credentials = None) -> SourceLis
         return client.retrieve_source_list(job)
 
 
-@task(name="rebin light curve", task_run_name="rebin: light curve of {job}", cache_policy=NO_CACHE)
 def rebin_light_curve(
     job: Job,
     binning: Binning,
@@ -340,7 +341,7 @@ def rebin_light_curve(
     pacing: Pacing | None = None,
     deadline_s: float = rebinning.DEADLINE_S,
 ) -> LightCurve:
-    """Bin a finished job's light curve again, wait for it, and retrieve it; see `rebin.rebin_light_curve`.
+    """Bin a finished job's light curve again, wait for it, and retrieve it: the two tasks that follow.
 
     Args:
         job: A job whose light curve is ready.
@@ -351,11 +352,63 @@ def rebin_light_curve(
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait, in seconds.
     """
+    return finish_rebin(
+        submit_rebin(job, binning, credentials),
+        credentials,
+        systematics=systematics,
+        unreliable=unreliable,
+        pacing=pacing,
+        deadline_s=deadline_s,
+    )
+
+
+@task(
+    name="submit rebin",
+    task_run_name="submit: binning of {job}",
+    cache_policy=(INPUTS - "credentials") + RUN_ID,
+    persist_result=True,
+    result_serializer="json",
+)
+def submit_rebin(job: Job, binning: Binning, credentials: Credentials = None) -> RebinJob:
+    """Ask for a new binning of a finished job's light curve, once per flow run.
+
+    Args:
+        job: A job whose light curve is ready.
+        binning: How to bin.
+        credentials: The account; the one in the environment by default.
+
+    Raises:
+        RefusedError: The service does not do it.
+        SubmitUncertainError: It was asked for and no clear answer came.
+    """
     with load_credentials(credentials).get_client() as client:
-        return rebinning.rebin_light_curve(
+        return client.submit_rebin(job, binning)
+
+
+@task(name="finish rebin", task_run_name="wait: {rebin}", cache_policy=NO_CACHE)
+def finish_rebin(
+    rebin: RebinJob,
+    credentials: Credentials = None,
+    *,
+    systematics: Which = "with",
+    unreliable: Which = "without",
+    pacing: Pacing | None = None,
+    deadline_s: float = rebinning.DEADLINE_S,
+) -> LightCurve:
+    """Wait for a new binning that was asked for, and retrieve it; see `rebin.finish_rebin`.
+
+    Args:
+        rebin: What was asked for.
+        credentials: The account; the one in the environment by default.
+        systematics: Whether the systematic error of WT mode is in the errors.
+        unreliable: Whether bins that may be unreliable are in.
+        pacing: When to look; never more often than once a minute, except on this machine.
+        deadline_s: How long to wait, in seconds.
+    """
+    with load_credentials(credentials).get_client() as client:
+        return rebinning.finish_rebin(
             client,
-            job,
-            binning,
+            rebin,
             systematics=systematics,
             unreliable=unreliable,
             pacing=pacing,

@@ -34,7 +34,7 @@ from prefect_xrt.errors import (
     XRTError,
 )
 from prefect_xrt.protocol import Job, RebinJob
-from prefect_xrt.rebin import rebin_light_curve, wait_for_rebin
+from prefect_xrt.rebin import finish_rebin, rebin_light_curve, wait_for_rebin
 from prefect_xrt.records import read_record, read_submission
 from prefect_xrt.request import Product
 from prefect_xrt.results import Result
@@ -672,10 +672,10 @@ def test_what_was_made_is_not_made_twice() -> None:
             rebin_light_curve(client, job, BINNING, sleep=lambda _: None)
         assert service.rebins == {1: 4}
         (note,) = caught.value.__notes__
-        assert "rebinning 1 of job 801" in note
+        assert "RebinJob(id=1," in note
         service.clear_faults()
         rebin = RebinJob(id=1, job=job, parameters={})
-        assert client.retrieve_rebinned_light_curve(rebin).time_system == "MJD"
+        assert finish_rebin(client, rebin, sleep=lambda _: None).time_system == "MJD"
 
 
 def test_document() -> None:

@@ -1002,7 +1002,7 @@ class TestRebin:
             rebin_light_curve(client, job, Binning(binning="obsid"), sleep=service.advance)
 
     def test_deadline(self, build: Callable[..., Built]) -> None:
-        """One that does not end in time is cancelled, and the error speaks of it and not of the job."""
+        """One that does not end in time goes on, and the error tells of it and not of the job how to wait again."""
         service, client, job = build(rebin=Timeline.of((2, 10**6), (4,)))
         clock = [0.0]
 
@@ -1014,7 +1014,8 @@ class TestRebin:
                 client, job, Binning(binning="obsid"), deadline_s=300, sleep=sleep, clock=lambda: clock[0]
             )
         assert (caught.value.job, "attach" in str(caught.value)) == (job, False)
-        assert calls(service, "rebin")[-1]["APIFunc"] == "cancelRebin"
+        assert "finish_rebin" in caught.value.__notes__[0]
+        assert service.rebins == {1: 2}
         assert caught.value.outcome
         assert caught.value.outcome.pending == (Product.LIGHT_CURVE,)
 
@@ -1519,6 +1520,28 @@ class TestTasks:
         assert sources.bands["Total"]
         assert (rebinned.binning, rebinned.provenance.rebin_id) == ("Time", 1)
         assert len(calls(emulator, "light_curve")) == 1
+
+    def test_binned_once(self, server: object, service: Callable[..., Emulator]) -> None:
+        """A flow that is retried goes on with the binning that it has asked for."""
+        from prefect import flow  # noqa: PLC0415 - takes seconds
+
+        from prefect_xrt import rebin_light_curve, submit_request  # noqa: PLC0415
+
+        emulator = service(default=READY, rebin=READY)
+        attempts = []
+
+        @flow(retries=1)
+        def pipeline() -> LightCurve:
+            job = submit_request(request_for())
+            attempts.append(emulator.rebins)
+            if not emulator.rebins:
+                emulator.add_fault(Fault("rebin", "garbage", after=2, times=20))
+            else:
+                emulator.clear_faults()
+            return rebin_light_curve(job, Binning(binning="obsid"))
+
+        assert pipeline().provenance.rebin_id == 1
+        assert (len(attempts), emulator.rebins) == (2, {1: 4})
 
 
 def test_without_the_extra(build: Callable[..., Built]) -> None:
