@@ -485,7 +485,9 @@ class TimeSlice(_Part):
     """
 
     name: Label = Field(description="Label of the spectrum: letters and digits only.")
-    gti: Text = Field(description="Good time interval (GTI): start-stop times in a format of the service.")
+    gti: Text = Field(
+        title="GTI", description="Good time interval (GTI): start-stop times in a format of the service."
+    )
 
 
 TimeSlices = Annotated[tuple[TimeSlice, ...], Field(max_length=4), AfterValidator(_different_names)]
@@ -730,7 +732,7 @@ class ProductRequest(_Part):
     Source: service page RequestJob, "Configurable parameters"; swifttools prod_request.py, productVars.py.
     """
 
-    _checks = (
+    _checks: ClassVar[tuple[Callable[[_View], Iterator[tuple[str, str]]], ...]] = (
         _check_object,
         _check_products,
         _check_data,
