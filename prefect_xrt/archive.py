@@ -431,9 +431,11 @@ def _writing(directory: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutputError(
-                f"The disk that holds {directory} is full; nothing incomplete was left."
+                f"The disk that holds {directory} is full; nothing incomplete was left. Make room, and try again."
             ) from error
-        raise OutputError(f"{directory} cannot be written: {error.strerror or error}.") from error
+        raise OutputError(
+            f"{directory} cannot be written: {error.strerror or error}; mend that, or choose another folder."
+        ) from error
 
 
 class _Patience:

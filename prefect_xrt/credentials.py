@@ -104,7 +104,8 @@ def load_credentials(
         return cast(XRTCredentials, XRTCredentials.load(credentials))
     except ValueError as error:
         raise ConfigurationError(
-            f"There is no XRTCredentials block named {credentials!r} on this Prefect server."
+            f"There is no XRTCredentials block named {credentials!r} on this Prefect server; make it there under "
+            "Blocks, or leave it out and set PREFECT_XRT_USER_ID for the worker."
         ) from error
     except (httpx.HTTPError, RuntimeError) as error:
         raise ConfigurationError(

@@ -1,7 +1,7 @@
 """The one composable flow: submit → sensor → branch → download, and the same for a job that exists."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: where somebody serves a flow that builds products, Prefect pickles
+# these flows without what texts name.
 import json
 import time
 import warnings
@@ -10,20 +10,29 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from uuid import UUID
 
 from prefect import State, flow, get_run_logger
-from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
-from prefect_xrt import archive, reports, runs, submission, tasks
+from prefect_xrt import alerts, archive, reports, runs, submission, tasks
+from prefect_xrt.alerts import Notifier
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.credentials import XRTCredentials, load_credentials
-from prefect_xrt.errors import OutputError, ProductsError, RequestWarning, WaitError, XRTError
+from prefect_xrt.errors import (
+    OutputError,
+    ProductsError,
+    RequestWarning,
+    SubmitUncertainError,
+    WaitError,
+    XRTError,
+)
 from prefect_xrt.parameters import encode, read_request, same_request
-from prefect_xrt.protocol import HELP_DESK, ArchiveFormat, Job, Outcome, ProductState, ProductStatus
+from prefect_xrt.progress import Board
+from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.records import (
     RECORD_NAME,
     JobRecord,
@@ -74,6 +83,7 @@ def build_products(
     pacing: Pacing | None = None,
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
     max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
+    notify: str | None = None,
 ) -> BuildReport:
     """Build the products of one request, and bring their files into a folder.
 
@@ -101,6 +111,9 @@ def build_products(
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait for the products, in seconds.
         max_failed_looks: How many looks in a row, and how many attempts at a file, may fail.
+        notify: The type and name of a notification block, such as "slack-webhook/xrt", that is told of what
+            `prefect_xrt.alerts` raises: an alarm, a deadline that has passed, a service that cannot be reached,
+            a submission that is uncertain.
 
     Returns:
         A `BuildReport`, as the result of the state Completed. The state is Cancelled if every
@@ -109,7 +122,7 @@ def build_products(
 
     Raises:
         InvalidRequestError: The request cannot be sent; nothing was.
-        ConfigurationError: No account is set, or it cannot be right; nothing was sent.
+        ConfigurationError: No account is set, it cannot be right, or a block is not there; nothing was sent.
         OutputError: The folder cannot be used, or another process uses it; nothing was sent.
         RequestRefusedError: The service did not accept the parameters.
         SubmitUncertainError: It cannot be told which job, if any, the request has become.
@@ -118,6 +131,7 @@ def build_products(
     """
     started_at = datetime.now(UTC)
     account = load_credentials(credentials)
+    notifier = alerts.load_notifier(notify)
     wanted = _read(request, account)
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
@@ -131,12 +145,16 @@ def build_products(
                 record = _put_on_record(output_dir, job, request=encode(wanted), reused=True)
                 get_run_logger().info("Taking %s, which answers the request already.", job)
         if record is None:
-            job = tasks.submit_request(
-                wanted,
-                account,
-                record_dir=output_dir,
-                settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
-            )
+            try:
+                job = tasks.submit_request(
+                    wanted,
+                    account,
+                    record_dir=output_dir,
+                    settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
+                )
+            except SubmitUncertainError as error:
+                alerts.raise_uncertain(error, output_dir, notifier)
+                raise
             record = _record_after_submit(output_dir, job, wanted)
         return _follow(
             record,
@@ -152,6 +170,7 @@ def build_products(
             pacing=pacing,
             deadline_s=deadline_s,
             max_failed_looks=max_failed_looks,
+            notifier=notifier,
         )
 
 
@@ -173,6 +192,7 @@ def attach_products(
     pacing: Pacing | None = None,
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
     max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
+    notify: str | None = None,
 ) -> BuildReport:
     """Go on with a job of the account, whoever submitted it and on whatever machine, as `build_products` would.
 
@@ -191,19 +211,21 @@ def attach_products(
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait for the products, in seconds.
         max_failed_looks: How many looks in a row, and how many attempts at a file, may fail.
+        notify: The type and name of a notification block that is told of alerts.
 
     Returns:
         As `build_products`.
 
     Raises:
         JobNotFoundError: The job does not exist, or is someone else's.
-        ConfigurationError: No account is set, or it cannot be right; nothing was sent.
+        ConfigurationError: No account is set, it cannot be right, or a block is not there; nothing was sent.
         OutputError: The folder cannot be used, another process uses it, or it belongs to another job.
         ProductsError: A product is not there; it carries the report.
         DeadlineError, FailedLooksError: The wait ended before the products did; the job lives on.
     """
     started_at = datetime.now(UTC)
     account = load_credentials(credentials)
+    notifier = alerts.load_notifier(notify)
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
     with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
@@ -232,6 +254,7 @@ def attach_products(
             pacing=pacing,
             deadline_s=deadline_s,
             max_failed_looks=max_failed_looks,
+            notifier=notifier,
         )
 
 
@@ -320,9 +343,16 @@ def _follow(
     pacing: Pacing | None,
     deadline_s: float,
     max_failed_looks: int,
+    notifier: Notifier | None,
 ) -> BuildReport:
     """Bring the products of a job into the folder, and end the run as what became of them says."""
     job = record.job
+    board = Board(job)
+    alarms_not_shown: list[ProductStatus] = []
+
+    def alarm(status: ProductStatus) -> None:
+        if not alerts.raise_alarm(job, status, datetime.now(UTC), notifier):
+            alarms_not_shown.append(status)
 
     def fetch(product: Product) -> PrefectFuture[ProductFile]:
         return tasks.download_product.submit(
@@ -346,7 +376,10 @@ def _follow(
         max_failed_looks=max_failed_looks,
         cancel_job=cancel_job,
     )
-    outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, deadline_s)
+    if seen:
+        board(seen)
+    with tasks.showing(board):
+        outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, alarm, deadline_s)
     files, problems = _collect(downloads)
     if overwrite:
         try:
@@ -363,17 +396,24 @@ def _follow(
         problem=str(trouble) if trouble else None,
     )
     runs.await_server()
-    _show(report, record.request)
+    for status in alarms_not_shown:
+        alerts.raise_alarm(job, status, datetime.now(UTC))
+    page = _show(report, record.request, board)
+    if isinstance(trouble, WaitError):
+        alerts.raise_wait_ended(report, trouble, page, notifier)
     if not (trouble or problems):
         _note_finished(record, report)
+    ending = _final_state(report, outcome, trouble, accept_partial=accept_partial)
+    alerts.raise_finished(report, page)
     # Prefect makes a state that is returned the state of the run.
-    return cast(BuildReport, _final_state(report, outcome, trouble, accept_partial=accept_partial))
+    return cast(BuildReport, ending)
 
 
 def _wait_and_fetch(
     outcome: Outcome | None,
     wait: Callable[..., Outcome],
     fetch: Callable[[Product], PrefectFuture[ProductFile]],
+    alarm: Callable[[ProductStatus], None],
     deadline_s: float,
 ) -> tuple[Outcome | None, dict[Product, PrefectFuture[ProductFile]], Trouble | None]:
     """Wait until every product has ended, fetching each as soon as it is ready; tell what ended the wait early."""
@@ -387,9 +427,9 @@ def _wait_and_fetch(
                 continue
             if status.state is ProductState.READY:
                 downloads[status.product] = fetch(status.product)
-            elif outcome and status.state is ProductState.ALARM and trouble is None:
+            elif status.state is ProductState.ALARM and trouble is None:
                 # One that a wait which ended early has seen only once is no alarm yet.
-                _alarm(outcome.job, status)
+                alarm(status)
         if trouble or (outcome and outcome.complete):
             return outcome, downloads, trouble
         ended = outcome.ended if outcome else ()
@@ -423,19 +463,6 @@ def _read(request: ProductRequest | dict[str, JsonValue], account: XRTCredential
     return wanted
 
 
-def _alarm(job: Job, status: ProductStatus) -> None:
-    get_run_logger().error(
-        "%s of %s has status %s (%s), which should never happen. A report for %s is ready among the artifacts.",
-        status.product.value,
-        job,
-        status.code,
-        status.text,
-        HELP_DESK,
-    )
-    with runs.not_vital("The alarm could not be shown"):
-        reports.raise_alarm(job, status, datetime.now(UTC))
-
-
 def _collect(
     downloads: dict[Product, PrefectFuture[ProductFile]],
 ) -> tuple[dict[Product, ProductFile], dict[Product, str]]:
@@ -451,13 +478,16 @@ def _collect(
     return files, problems
 
 
-def _show(report: BuildReport, asked: dict[str, JsonValue] | None) -> None:
+def _show(report: BuildReport, asked: dict[str, JsonValue] | None, board: Board) -> UUID | None:
+    """Write the report beside the files, and show it in the UI; return the artifact of its page."""
     try:
         reports.write_report(report)
     except OutputError as error:
         get_run_logger().error("The report could not be written: %s", error)
-    with runs.not_vital("The report's artifact could not be shown"):
-        reports.publish_report(report, asked)
+    page = None
+    with runs.not_vital("The report's artifact could not be shown"), runs.api(retries=5) as client:
+        page = reports.publish_report(client, report, asked, board.times)
+    return page  # noqa: RET504 - None where that did not work
 
 
 def _final_state(
@@ -467,20 +497,15 @@ def _final_state(
     if report.succeeded or (accept_partial and report.files and not trouble):
         return Completed(message=summary, data=report)
     if isinstance(trouble, WaitError):
+        summary = f"{summary} Running the same again, into the same folder, goes on with it, too."
         trouble.report = report
         error: XRTError = trouble
     else:
+        summary = f"{summary} {report.next_step()}".rstrip()
         error = ProductsError(summary, outcome=outcome, report=report)
     if report.cancelled or isinstance(trouble, runs.RunCancelled):
         return Cancelled(message=summary, data=error)
-    if _will_be_retried():
+    if runs.will_be_retried():
         # Prefect retries a flow that raises; one that returns a failed state would wait for ever.
         raise error
     return Failed(name="Partly" if report.files else None, message=summary, data=error)
-
-
-def _will_be_retried() -> bool:
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        return False
-    return context.flow_run.run_count <= (context.flow_run.empirical_policy.retries or 0)

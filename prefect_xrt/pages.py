@@ -55,11 +55,11 @@ def report_page(report: BuildReport, asked: Mapping[str, JsonValue] | None = Non
     pictures = dict(_pictures(report, positions, remarks))
     parts = [
         f"# {_text(job.name or 'Unnamed')}: job {job.id}",
-        _text(report.summary()),
+        _text(f"{report.summary()} {report.next_step()}"),
         f"Followed from {report.started_at:%Y-%m-%d %H:%M} to {report.finished_at:%Y-%m-%d %H:%M} UTC. "
         f"[The job's page at the service](<{job.url}>).",
         "## Products",
-        _table(("product", "state", "code", "file", "bytes", "SHA-256"), _product_rows(report)),
+        _table(("product", "state", "code", "file", "bytes"), _product_rows(report)),
     ]
     if positions:
         parts += [
@@ -76,6 +76,10 @@ def report_page(report: BuildReport, asked: Mapping[str, JsonValue] | None = Non
         for name, png in pictures.items()
     ]
     parts += [f"- {_text(remark)}" for remark in remarks]
+    if report.files:
+        sums = "\n".join(f"{file.sha256}  {file.path.name}" for file in report.files)
+        # In a table, sums as long as these would hide what stands beside it.
+        parts += ["## Checksums (SHA-256)", _fenced(sums)]
     parts += ["## What was asked for, and what the service made of it", _parameters(job, asked)]
     return "\n\n".join(parts) + "\n"
 
@@ -89,7 +93,6 @@ def _product_rows(report: BuildReport) -> Iterator[tuple[str, ...]]:
             f"{entry.code} ({entry.problem or entry.text})",
             file.path.name if file else "–",
             f"{file.size:,}" if file else "–",
-            file.sha256 if file else "–",
         )
 
 

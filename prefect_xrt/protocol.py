@@ -29,6 +29,7 @@ from prefect_xrt.errors import (
     JobNotFoundError,
     ProductsError,
     RefusedError,
+    RequestRefusedError,
     ServiceWarning,
     UnknownUserError,
 )
@@ -545,6 +546,13 @@ def _warn_once(message: str) -> None:
             _logger.warning("%s", message)
 
 
+_ADVICE: Mapping[type[RefusedError], str] = {
+    RequestRefusedError: "No job was made: change the request, or wait where it says so, and run it again.",
+    UnknownUserError: f"Correct the registered address, or register it at {BASE_URL}/register.php.",
+    JobNotFoundError: "`prefect-xrt jobs` lists the jobs of this account.",
+}
+
+
 def check_answer(
     data: Mapping[str, JsonValue], *, refusal: type[RefusedError] = RefusedError
 ) -> Mapping[str, JsonValue]:
@@ -581,8 +589,11 @@ def check_answer(
         refusal = UnknownUserError
     elif refusal is RefusedError and _NO_SUCH_JOB.search(said):
         refusal = JobNotFoundError
-    if refusal is JobNotFoundError:
-        lines[0] = f"{said.rstrip('.')}; `prefect-xrt jobs` lists the jobs of this account."
+    advice = _ADVICE.get(refusal)
+    if advice and len(lines) > 1:
+        lines.append(advice)
+    elif advice:
+        lines = [f"{said.rstrip('.')}. {advice}"]
     raise refusal("\n".join(lines), reasons=reasons)
 
 

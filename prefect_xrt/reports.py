@@ -1,16 +1,22 @@
-"""What people and later steps look at: the report of a build, its artifact, and the alarm.
+"""What people and later steps look at: the report of a build, and what the Prefect UI shows of a job.
 
 Nothing here is mailed to the service; the alarm's artifact holds a report that is ready to be sent.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.events import emit_event
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.runtime import flow_run, task_run
+from prefect.settings import PREFECT_UI_URL
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue
 
 from prefect_xrt import pages, protocol
@@ -18,14 +24,18 @@ from prefect_xrt.archive import ProductFile, write_text
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
 
-__all__ = ["ALARM_EVENT", "BuildReport", "ProductReport", "publish_report", "raise_alarm", "write_report"]
-
-ALARM_EVENT = "prefect-xrt.product.alarm"
-"""The event for a product with status -2 or -3, raised once per job and product.
-
-Its resource is `prefect-xrt.job.<JobID>`; its payload holds `job_id`, `job_name`, `product`, `code`,
-`text`, `looked_at` (ISO 8601, UTC) and `help_desk`.
-"""
+__all__ = [
+    "BuildReport",
+    "ProductReport",
+    "Times",
+    "artifact_key",
+    "artifact_url",
+    "make_report",
+    "publish_alarm",
+    "publish_report",
+    "show",
+    "write_report",
+]
 
 REPORT_NAME = "report.json"
 
@@ -70,19 +80,47 @@ class BuildReport(BaseModel):
         """Whether every product was cancelled."""
         return all(entry.state is ProductState.CANCELLED for entry in self.products)
 
+    @property
+    def missing(self) -> dict[str, str]:
+        """What is not here, by the product's name, and why."""
+        return {
+            entry.product.value: entry.problem or _ending(entry) for entry in self.products if not entry.file
+        }
+
     def summary(self) -> str:
         """Return one line, such as "5 of 6 products of job 803 (GK Per): Spectrum failed (-1, Error)"."""
-        missing = [_ending(entry) for entry in self.products if not entry.file]
+        missing = [
+            f"{entry.product.value} ({entry.problem})"
+            if entry.problem
+            else f"{entry.product.value} {_ending(entry)}"
+            for entry in self.products
+            if not entry.file
+        ]
         line = f"{len(self.files)} of {len(self.products)} products of {self.job} are in {self.output_dir}"
         if missing:
             line += f"; not there: {'; '.join(missing)}"
         return line + (f". {self.problem}" if self.problem else ".")
 
+    def next_step(self) -> str:
+        """Return what to do about what is not there; empty where nothing is, or where `problem` tells already."""
+        if self.problem:
+            return ""
+        states = {entry.state for entry in self.products if not entry.file}
+        steps = []
+        if ProductState.ALARM in states:
+            steps.append(f"A report to be sent to {protocol.HELP_DESK} is ready among the artifacts.")
+        if ProductState.READY in states:
+            steps.append("Run the same again to fetch what is missing: it goes on with this job.")
+        if states & {ProductState.FAILED, ProductState.ALARM, ProductState.CANCELLED}:
+            steps.append("To build again, run it with `overwrite`, or for another folder.")
+        if ProductState.FAILED in states:
+            steps.append(f"If that fails, too, change the request, or ask {protocol.HELP_DESK}.")
+        return " ".join(steps)
+
 
 def _ending(entry: ProductReport) -> str:
-    if entry.problem:
-        return f"{entry.product.value} ({entry.problem})"
-    return f"{entry.product.value} {entry.state.value} ({entry.code}, {entry.text})"
+    code = "" if entry.code is None else f"{entry.code}, "
+    return f"{entry.state.value} ({code}{entry.text})"
 
 
 def make_report(
@@ -129,29 +167,116 @@ def write_report(report: BuildReport) -> None:
     write_text(report.output_dir / REPORT_NAME, report.model_dump_json(indent=2) + "\n")
 
 
-def publish_report(report: BuildReport, asked: Mapping[str, JsonValue] | None = None) -> None:
+class Times(NamedTuple):
+    """How long a product was queued and has been running, as "HH:MM:SS"; empty where the service did not tell."""
+
+    queued: str = ""
+    running: str = ""
+
+
+def publish_report(
+    client: SyncPrefectClient,
+    report: BuildReport,
+    asked: Mapping[str, JsonValue] | None = None,
+    times: Mapping[Product, Times] | None = None,
+) -> UUID:
     """Show the products of a build as a table in the Prefect UI, and all that it came to as a page.
 
     Args:
+        client: Speaks to Prefect's server.
         report: What the build came to.
         asked: What was asked for, in the service's spelling; None where that is not known.
+        times: How long the products were queued and ran, as far as it is known.
+
+    Returns:
+        The ID of the page's artifact.
     """
     rows = [
         {
-            "product": entry.product.value,
-            "state": entry.state.value,
-            "code": entry.code,
-            "text": entry.problem or entry.text,
+            **_row(entry, entry.problem or entry.text, (times or {}).get(entry.product)),
             "file": str(entry.file.path) if entry.file else "",
             "bytes": entry.file.size if entry.file else "",
             "SHA-256": entry.file.sha256 if entry.file else "",
         }
         for entry in report.products
     ]
-    create_table_artifact(rows, key=artifact_key(report.job.id), description=report.summary())
-    create_markdown_artifact(
-        pages.report_page(report, asked), key=f"xrt-report-{report.job.id}", description=report.summary()
+    table = ArtifactCreate(
+        key=artifact_key(report.job.id), type="table", data=json.dumps(rows), description=report.summary()
     )
+    show(client, table)
+    page = ArtifactCreate(
+        key=f"xrt-report-{report.job.id}",
+        type="markdown",
+        data=pages.report_page(report, asked),
+        description=report.summary(),
+    )
+    return client.create_artifact(_of_this_run(page)).id
+
+
+def publish_alarm(client: SyncPrefectClient, job: Job, status: ProductStatus, looked_at: datetime) -> UUID:
+    """Show the report to the help desk about a status that should never happen, ready to be sent.
+
+    Args:
+        client: Speaks to Prefect's server.
+        job: The job.
+        status: The status of a product of it.
+        looked_at: When it was seen, UTC.
+
+    Returns:
+        The ID of the page's artifact.
+    """
+    page = ArtifactCreate(
+        key=f"xrt-alarm-{job.id}-{protocol.SHORT_NAMES[status.product].lower()}",
+        type="markdown",
+        data=pages.alarm_page(job, status, looked_at),
+        description=f"Status {status.code}, which should never happen: {status.product.value} of {job}.",
+    )
+    return client.create_artifact(_of_this_run(page)).id
+
+
+def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
+    """Show artifacts of this run, each in the place of what the run shows under the same key already.
+
+    So one card in the UI tells of a job from its submission to its end, also of a run that is retried.
+    Prefect sends what is shown anew as an event, too: it is for little things, not for pages.
+
+    Args:
+        client: Speaks to Prefect's server.
+        artifacts: What to show, each with a key.
+    """
+    shown = client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            key=ArtifactFilterKey(any_=[str(artifact.key) for artifact in artifacts]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run.id)]),
+        )
+    )
+    known = {artifact.key: artifact.id for artifact in shown}
+    for artifact in artifacts:
+        if artifact.key in known:
+            update = ArtifactUpdate(description=artifact.description, data=artifact.data)
+            client.update_artifact(known[artifact.key], update)
+        else:
+            client.create_artifact(_of_this_run(artifact))
+
+
+def _of_this_run(artifact: ArtifactCreate) -> ArtifactCreate:
+    task_run_id = UUID(task_run.id) if task_run.id else None
+    return artifact.model_copy(update={"flow_run_id": UUID(flow_run.id), "task_run_id": task_run_id})
+
+
+def status_row(status: ProductStatus, times: Times | None) -> dict[str, JsonValue]:
+    """Return what the table of products tells of one that is still followed."""
+    return _row(status, status.text, times)
+
+
+def _row(entry: ProductStatus | ProductReport, text: str, times: Times | None) -> dict[str, JsonValue]:
+    return {
+        "product": entry.product.value,
+        "state": entry.state.value,
+        "code": entry.code,
+        "text": text,
+        **(times or Times())._asdict(),
+    }
 
 
 def artifact_key(job_id: int) -> str:
@@ -159,28 +284,7 @@ def artifact_key(job_id: int) -> str:
     return f"xrt-job-{job_id}"
 
 
-def raise_alarm(job: Job, status: ProductStatus, looked_at: datetime) -> None:
-    """Tell of a status that should never happen: an event, and a report that is ready to be sent."""
-    emit_event(
-        event=ALARM_EVENT,
-        resource={
-            "prefect.resource.id": f"prefect-xrt.job.{job.id}",
-            "prefect.resource.name": str(job),
-            "prefect-xrt.product": status.product.value,
-            "prefect-xrt.code": str(status.code),
-        },
-        payload={
-            "job_id": job.id,
-            "job_name": job.name,
-            "product": status.product.value,
-            "code": status.code,
-            "text": status.text,
-            "looked_at": looked_at.isoformat(),
-            "help_desk": protocol.HELP_DESK,
-        },
-    )
-    create_markdown_artifact(
-        pages.alarm_page(job, status, looked_at),
-        key=f"xrt-alarm-{job.id}-{protocol.SHORT_NAMES[status.product].lower()}",
-        description=f"{status.product.value} of {job} has status {status.code}, which should never happen.",
-    )
+def artifact_url(artifact_id: UUID | None) -> str | None:
+    """Return the address of an artifact in the Prefect UI; None where there is no UI, or nothing to show."""
+    base_url = PREFECT_UI_URL.value()
+    return f"{base_url.rstrip('/')}/artifacts/artifact/{artifact_id}" if base_url and artifact_id else None

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +37,22 @@ from prefect_xrt.state import LocalClaims
 
 __all__ = [
     "CancelPolicy",
+    "Halt",
     "RunCancelled",
     "RunClaims",
+    "api",
     "attempts_before",
     "await_server",
     "cancel_jobs",
     "cancelled_with_run",
+    "halting_threads",
     "heard_of",
     "not_vital",
+    "note_ended",
     "pausing",
+    "run_of_its_own",
     "submission_owner",
+    "will_be_retried",
 ]
 
 CancelPolicy = Literal["never", "when-cancelled", "when-stopped"]
@@ -52,6 +60,7 @@ CancelPolicy = Literal["never", "when-cancelled", "when-stopped"]
 
 _LABEL = "prefect-xrt.job."
 _CANCELLED = "cancelled"
+_ENDED = "ended"
 _OWNER = "prefect-xrt-owner"
 _OLDER = timedelta(minutes=15)
 # What of the grace time is left for the service; Prefect gives half a minute.
@@ -62,16 +71,67 @@ _OWN_STATE_WITH_RUNNER_S = 60.0
 
 
 class RunCancelled(BaseException):
-    """The flow run was cancelled, and only its state on the server tells: no runner looks after it."""
+    """The flow run was cancelled, and its state on the server tells, or a thread that was told by a signal."""
+
+    def __init__(self, message: str = "The flow run was cancelled.") -> None:
+        super().__init__(message)
+
+
+class Halt:
+    """What ends the waits of the threads of a run: a signal reaches its main thread only."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._reason: BaseException | None = None
+
+    def stop(self, reason: BaseException) -> None:
+        """Let every wait end, now and later, by raising what is given; the first reason stays."""
+        self._reason = self._reason or reason
+        self._event.set()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, or raise the reason as soon as there is one."""
+        if self._event.wait(seconds) and self._reason:
+            # Each thread raises its own, since an exception carries the traceback of who raised it.
+            raise type(self._reason)(*self._reason.args)
+
+
+_halt: ContextVar[Halt | None] = ContextVar("halt", default=None)
 
 
 @contextmanager
-def _api(retries: int = 2) -> Iterator[SyncPrefectClient]:
+def halting_threads() -> Iterator[Halt]:
+    """Let what stops this thread stop the others of its run as well, so that each deals with its own job.
+
+    They have to be started with a copy of the context inside. One of them that finds the run cancelled
+    halts all, too. An ordinary error here halts nobody.
+    """
+    halt = Halt()
+    token = _halt.set(halt)
+    try:
+        yield halt
+    except Exception:
+        raise
+    except BaseException as stop:
+        halt.stop(RunCancelled() if _is_cancellation(stop) else stop)
+        raise
+    finally:
+        _halt.reset(token)
+
+
+@contextmanager
+def api(retries: int = 2, timeout_s: float | None = None) -> Iterator[SyncPrefectClient]:
     """Open a client that gives up soon: a server that is away would hold up more than a minute at every call.
 
-    Some retries there must be, since a busy server turns calls away.
+    Args:
+        retries: How often to try again; some there must be where it matters, since a busy server turns calls away.
+        timeout_s: How long to wait for an answer, in seconds; as Prefect's settings say by default.
     """
-    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}), get_client(sync_client=True) as client:
+    settings = None if timeout_s is None else {"timeout": timeout_s}
+    with (
+        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}),
+        get_client(httpx_settings=settings, sync_client=True) as client,
+    ):
         yield client
 
 
@@ -104,7 +164,7 @@ def await_server(patience_s: float = _PATIENCE_S, sleep: Callable[[float], None]
     """
     give_up_at = time.monotonic() + patience_s
     while get_current_settings().api.url and time.monotonic() < give_up_at:
-        with _api(retries=0) as client:
+        with api(retries=0) as client:
             if client.api_healthcheck() is None:
                 return
         get_run_logger().warning("Prefect's server does not answer; waiting for it.")
@@ -129,7 +189,7 @@ def attempts_before() -> tuple[datetime, datetime] | None:
         return None
     root = context.flow_run
     if root.parent_task_run_id is not None:
-        with _api() as client:
+        with api() as client:
             root = client.read_flow_run(UUID(runtime.root_flow_run_id))
     if root.run_count <= 1 or root.start_time is None:
         return None
@@ -167,7 +227,7 @@ class RunClaims(LocalClaims):
         return ours
 
     def _first_owner(self, job_id: int, submitted_at: datetime | None) -> str | None:
-        with _api() as client:
+        with api() as client:
             shown = client.read_artifacts(
                 artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[artifact_key(job_id)]))
             )
@@ -183,6 +243,17 @@ class RunClaims(LocalClaims):
         return min(claims)[1] if claims else None
 
 
+def will_be_retried() -> bool:
+    """Whether Prefect runs this flow run again if it fails.
+
+    It does so where an error is raised; Prefect 3.7 would leave a run that returns a failed state waiting for ever.
+    """
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        return False
+    return context.flow_run.run_count <= (context.flow_run.empirical_policy.retries or 0)
+
+
 def pausing(sleep: Callable[[float], None] = time.sleep) -> Callable[[float], None]:
     """Return a sleep that ends when the flow run around it is cancelled and nobody else would tell.
 
@@ -192,6 +263,9 @@ def pausing(sleep: Callable[[float], None] = time.sleep) -> Callable[[float], No
     Raises (when slept with):
         RunCancelled: The run's state says so.
     """
+    halt = _halt.get()
+    if halt and sleep is time.sleep:
+        sleep = halt.sleep
     if FlowRunContext.get() is None or not get_current_settings().api.url:
         return sleep
     every_s = _OWN_STATE_WITH_RUNNER_S if _has_runner() else _OWN_STATE_S
@@ -204,7 +278,10 @@ def pausing(sleep: Callable[[float], None] = time.sleep) -> Callable[[float], No
             seconds -= left_s
             left_s = every_s
             if _is_cancelled():
-                raise RunCancelled("The flow run was cancelled.")
+                stop = RunCancelled()
+                if halt:
+                    halt.stop(stop)
+                raise stop
         sleep(seconds)
         left_s -= seconds
 
@@ -218,7 +295,7 @@ def _has_runner() -> bool:
 def _is_cancelled() -> bool:
     """Ask the server for the state of the outermost flow run; one that does not answer says nothing."""
     try:
-        with _api() as client:
+        with api() as client:
             state = client.read_flow_run(UUID(runtime.root_flow_run_id)).state
     except Exception:
         return False
@@ -250,13 +327,34 @@ def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) 
         raise
 
 
+@contextmanager
+def run_of_its_own() -> Iterator[None]:
+    """Let a flow that is called here, in one of several threads of a run, get a new run each time.
+
+    Prefect knows the runs that a flow calls by the order of the calls, and takes up those of an earlier
+    attempt of the same run; with several threads, that would be the run of something else.
+    """
+    context = FlowRunContext.get()
+    if context is None:
+        yield
+        return
+    with context.model_copy(update={"detached": True}):
+        yield
+
+
+def note_ended(job_id: int) -> None:
+    """Note that a job that this run has followed is not to be cancelled any more, with the run or by the hook."""
+    with not_vital(f"It could not be noted that job {job_id} has ended"):
+        _label({f"{_LABEL}{job_id}": _ENDED})
+
+
 def _is_cancellation(stop: BaseException) -> bool:
     by_hand = isinstance(stop, KeyboardInterrupt) and not _has_runner()
     return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
 
 
 def _label(labels: dict[str, str]) -> None:
-    with _api() as client:
+    with api() as client:
         client.update_flow_run_labels(UUID(runtime.root_flow_run_id), dict(labels))
 
 
@@ -284,7 +382,7 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     It runs where the process of the run no longer can, and does what each job's policy says.
     """
     log = flow_run_logger(flow_run)
-    with _api() as client:
+    with api() as client:
         labels = client.read_flow_run(flow_run.id).labels
     # Prefect runs it with the run's own variables or without them, as its version is.
     variables = {**os.environ, **(flow_run.job_variables or {}).get("env", {})}

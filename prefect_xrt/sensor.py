@@ -31,6 +31,9 @@ __all__ = ["Pacing", "wait_for_products"]
 FLOOR_S = 60.0
 """The service asks for no more than about one look a minute per job."""
 
+LOCAL_FLOOR_S = 2.0
+"""A service on this machine is one for trying things out."""
+
 DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
 
@@ -102,6 +105,11 @@ class Pacing(BaseModel):
         """Return this pacing with the service's floor, which only a service on this machine may go below."""
         return self if client.is_local else self.model_copy(update={"floor_s": max(self.floor_s, FLOOR_S)})
 
+    @classmethod
+    def default(cls, client: Looker) -> Pacing:
+        """Return what serves where nothing else is asked for."""
+        return cls(floor_s=LOCAL_FLOOR_S) if client.is_local else cls()
+
 
 def wait_for_products(
     client: Looker,
@@ -131,7 +139,8 @@ def wait_for_products(
             from that one, and what had ended then is not asked again.
         until: "all" returns when every product has ended; "next" as soon as one has that had not
             in `since`, so that its files can be fetched while the others still build.
-        pacing: When to look; never more often than once a minute, except on this machine.
+        pacing: When to look; never more often than once a minute, except on this machine, where by default
+            it is every two seconds at first.
         deadline_s: How long to wait altogether, in seconds.
         max_failed_looks: How many looks in a row may fail; a success starts the count again.
         log: Takes a line when something has changed.
@@ -156,7 +165,9 @@ def wait_for_products(
         raise ConfigurationError("The deadline must be longer than 0 s, and at least one look may fail.")
     if since and since.job.id != job.id:
         raise ConfigurationError(f"What is known of {since.job} tells nothing of {job}.")
-    watch = _Watch(client, job, since, (pacing or Pacing()).for_client(client), log or _logger.info, looks)
+    watch = _Watch(
+        client, job, since, (pacing or Pacing.default(client)).for_client(client), log or _logger.info, looks
+    )
     give_up_at = clock() + deadline_s
     goal = min(len(watch.ended) + 1, len(job.products)) if until == "next" else len(job.products)
     while len(watch.ended) < goal or watch.unconfirmed:

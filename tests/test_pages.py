@@ -96,10 +96,12 @@ class TestReportPage:
         """Every product has its end, its file, and the size and checksum of that."""
         _, *found = rows(page, "Products")
         expected = [
-            [file.product, "ready", "4 \\(Complete\\)", file.path.name, f"{file.size:,}", file.sha256]
+            [file.product, "ready", "4 \\(Complete\\)", file.path.name, f"{file.size:,}"]
             for file in built.files
         ]
         assert sorted(found) == sorted(expected)
+        sums = page.split("## Checksums (SHA-256)")[1].split("```")[1].strip().splitlines()
+        assert sums == [f"{file.sha256}  {file.path.name}" for file in built.files]
 
     def test_positions(self, page: str) -> None:
         """Positions have coordinates and errors with their units."""
@@ -142,6 +144,7 @@ class TestReportPage:
         """A build without files has a page all the same, without empty chapters."""
         page = pages.report_page(report_of(JOB, {}, tmp_path, code=-1, text="Error"))
         assert [row[1:4] for row in rows(page, "Products")[1:]] == [["failed", "-1 \\(Error\\)", "–"]] * 2
+        assert "To build again, run it with" in page
         assert "## Positions" not in page
         assert "## Pictures" not in page
 
@@ -171,7 +174,7 @@ class TestReportPage:
         page = pages.report_page(report_of(job, {}, tmp_path, code=-1, text=hostile))
         assert not re.search(r"(?<!\\)[<`]", page.replace(f"](<{JOB.url}>)", ""))
         assert not PICTURE.search(page)
-        assert all(len(row) == 6 for row in rows(page, "Products"))
+        assert all(len(row) == 5 for row in rows(page, "Products"))
         assert all(len(row) == 3 for row in rows(page, "What was asked for, and what the service made of it"))
 
     def test_without_the_extra(self, built: BuildReport, tmp_path: Path) -> None:

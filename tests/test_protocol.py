@@ -173,7 +173,8 @@ class TestCheckAnswer:
             "    dec_deg\n"
             "    centroid\n"
             "  The following parameters have invalid values:\n"
-            "    position_error_arcmin is 0.01, but must be between 1 and 6"
+            "    position_error_arcmin is 0.01, but must be between 1 and 6\n"
+            "No job was made: change the request, or wait where it says so, and run it again."
         )
         assert caught.value.reasons == (
             ("The following parameters are needed, but were not supplied:", ("dec_deg", "centroid")),

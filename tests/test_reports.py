@@ -82,6 +82,41 @@ class TestBuildReport:
         assert [entry.state for entry in made.products] == ["unknown", "unknown"]
         assert made.summary().endswith("The service was away.")
 
+    @pytest.mark.parametrize(
+        ("codes", "expected"),
+        [
+            ((4, -3), ["A report to be sent to swifthelp", "To build again"]),
+            ((4, -1), ["To build again", "change the request, or ask"]),
+            ((4, -4), ["To build again"]),
+        ],
+        ids=["alarm", "failed", "cancelled"],
+    )
+    def test_next_step(self, codes: tuple[int, int], expected: list[str]) -> None:
+        """What is not there comes with what to do about it, and with nothing else."""
+        steps = report(dict(zip(JOB.products, codes, strict=True)), FILE).next_step().split(". ")
+        assert len(steps) == len(expected)
+        assert all(part in step for part, step in zip(expected, steps, strict=True))
+
+    def test_next_step_after_a_download(self) -> None:
+        """What is ready and could not be fetched is to be fetched by the same run again."""
+        codes = {Product.LIGHT_CURVE: 4, Product.SPECTRUM: 4}
+        made = report(codes, FILE, problems={Product.SPECTRUM: "the disk is full"})
+        assert made.next_step() == "Run the same again to fetch what is missing: it goes on with this job."
+
+    def test_nothing_to_do(self) -> None:
+        """Where all is there, or the wait ended early and says so itself, nothing is added."""
+        other = FILE.model_copy(update={"product": Product.SPECTRUM})
+        assert report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: 4}, FILE, other).next_step() == ""
+        assert (
+            report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: 3}, FILE, problem="Too late.").next_step() == ""
+        )
+
+    def test_missing(self) -> None:
+        """What is missing is told with its reason, for programs."""
+        codes = {Product.LIGHT_CURVE: 4, Product.SPECTRUM: -1}
+        made = report(codes, problems={Product.LIGHT_CURVE: "the disk is full"})
+        assert made.missing == {"LightCurve": "the disk is full", "Spectrum": "failed (-1, as it says)"}
+
     def test_json(self) -> None:
         """The report is the same after its way through JSON."""
         made = report({Product.LIGHT_CURVE: 4, Product.SPECTRUM: -1}, FILE)

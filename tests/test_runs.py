@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -107,6 +110,54 @@ class TestWorker:
 
         until(lambda: told("LightCurve: Job cancelled OK"))
         until(lambda: told("Image: Job could not be cancelled - has it already finished?"))
+
+    def test_survey_cancelled_in_the_ui(
+        self, server: Server, service: Callable[..., Emulator], tmp_path: Path
+    ) -> None:
+        """A survey, cancelled in the UI: the jobs of all its threads that still build are, and no process is left."""
+        from prefect.deployments import run_deployment  # noqa: PLC0415 - after the environment is set
+
+        emulator = service(default=RUNNING, jobs={"M31": {"*": READY}})
+
+        def called(endpoint: str) -> set[str]:
+            ids = {call.job_id for call in emulator.calls(endpoint)}
+            return {str(job.parameters["name"]) for job in emulator.jobs.values() if job.id in ids}
+
+        run = run_deployment(
+            "survey/survey",
+            parameters={
+                "sources": "M31\nCrab\nMrk 421\nGK Per\nLMC X-1",
+                "products": ["SourceDet"],
+                "output_root": str(tmp_path / "survey"),
+                "max_active": 3,
+            },
+            job_variables={
+                "env": {
+                    "PREFECT_XRT_USER_ID": emulator.user_id,
+                    "PREFECT_XRT_BASE_URL": emulator.url,
+                    "XDG_STATE_HOME": str(tmp_path / "state"),
+                }
+            },
+            timeout=0,
+        )
+        until(lambda: called("status") == {"M31", "Crab", "Mrk 421", "GK Per"})
+        cancel(server, run.id)
+        until(lambda: server.flow_run(run.id)["state_name"] == "Cancelled")
+        # Nothing is asked about the one that had ended.
+        assert called("cancel") == {"Crab", "Mrk 421", "GK Per"}
+        assert sorted(str(job.code("sourceDet")) for job in emulator.jobs.values()) == ["-4", "-4", "-4", "4"]
+        until(lambda: not pid_of(str(run.id)))
+        table = json.loads(server.artifacts(run.id)["xrt-survey-survey"]["data"])
+        assert [(row["name"], row["state"]) for row in table] == [
+            ("M31", "done"),
+            ("Crab", "cancelled"),
+            ("Mrk 421", "cancelled"),
+            ("GK Per", "cancelled"),
+            ("LMC X-1", "not started"),
+        ]
+        children = {"parent_flow_run_id": {"any_": [str(run.id)]}}
+        ended = {child["state_type"] for child in server.find("flow_runs", flow_runs=children)}
+        assert ended == {"COMPLETED", "CANCELLED"}
 
     def test_killed_and_retried(
         self,
@@ -235,6 +286,26 @@ class TestByHand:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=_PATIENCE_S)
         assert "`prefect-xrt cancel 801`" in told
+
+
+@pytest.mark.usefixtures("server")
+class TestThreads:
+    @pytest.mark.parametrize("stop", [SystemExit(3), runs.RunCancelled()], ids=["stopped", "cancelled"])
+    def test_halted(self, stop: BaseException) -> None:
+        """What stops one thread ends the waits of the others, each by an exception of its own."""
+        waits = []
+
+        def stopped() -> None:
+            with ThreadPoolExecutor(2) as pool, runs.halting_threads():
+                for _ in range(2):
+                    waits.append(pool.submit(copy_context().run, lambda: runs.pausing()(3600)))
+                raise stop
+
+        with pytest.raises(type(stop)):
+            stopped()
+        raised = [wait.exception() for wait in waits]
+        assert [(type(error), error and error.args) for error in raised] == [(type(stop), stop.args)] * 2
+        assert len({id(error) for error in (stop, *raised)}) == 3
 
 
 @pytest.mark.usefixtures("server")

@@ -34,8 +34,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 
 from prefect_xrt import Image, LightCurve, ProductRequest, Spectrum, XRTCredentials
+from prefect_xrt.alerts import ALARM_EVENT
 from prefect_xrt.emulator import Emulator, Fault, Scenario, Timeline
-from prefect_xrt.reports import ALARM_EVENT
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -309,8 +309,9 @@ def run_all(traces: Traces, client: SyncPrefectClient) -> None:
     started: dict[tuple[str, str], UUID] = {}
 
     def start(deployed: UUID, whose: str, what: str, **parameters: Any) -> None:
-        account = {"output_root": str(products / whose), "credentials": NAME if whose == "block" else None}
-        run = client.create_flow_run_from_deployment(deployed, parameters={**parameters, **account})
+        parameters |= {"output_root": str(products / whose)}
+        parameters |= {"credentials": NAME} if whose == "block" else {}
+        run = client.create_flow_run_from_deployment(deployed, parameters=parameters)
         started[whose, what] = run.id
 
     for whose in ADDRESSES:

@@ -18,6 +18,8 @@ from prefect_xrt import (
     cancel_products,
     check_product_status,
     download_product,
+    retrieve_light_curve,
+    retrieve_position,
     submit_request,
     wait_for_products,
 )
@@ -233,6 +235,31 @@ class TestPipeline:
         assert caught.value.outcome
         states = {status.state.value for status in caught.value.outcome.statuses.values()}
         assert states == {"running"}
+
+
+class TestNames:
+    JOB = Job(id=803, url="https://service.example/803", name="GRB 200416A", products=(Product.IMAGE,))
+
+    @pytest.mark.parametrize(
+        ("task", "expected"),
+        [
+            (wait_for_products, "wait: GRB 200416A, job 803"),
+            (check_product_status, "look: GRB 200416A, job 803"),
+            (cancel_products, "cancel: GRB 200416A, job 803"),
+            (download_product, "download: Image of GRB 200416A, job 803"),
+            (retrieve_position, "retrieve: Image of GRB 200416A, job 803"),
+            (retrieve_light_curve, "retrieve: light curve of GRB 200416A, job 803"),
+        ],
+    )
+    def test_say_what_they_are_about(self, task: Any, expected: str) -> None:
+        """A task run is named after its act, the object and the job."""
+        assert expected == task.task_run_name({"job": self.JOB, "product": Product.IMAGE})
+
+    def test_without_a_name(self) -> None:
+        """Of a job whose object has no name, the ID is told."""
+        job = self.JOB.model_copy(update={"name": None})
+        name: Any = wait_for_products.task_run_name
+        assert name({"job": job}) == "wait: job 803"
 
 
 class TestDownload:
