@@ -1,6 +1,6 @@
 """The same acts for a shell: `prefect-xrt`.
 
-Only `build` and `demo` need Prefect; the others talk to the service alone. What a script may read
+Only `build`, `attach`, `demo` and `deploy` need Prefect; the others talk to the service alone. What a script may read
 goes to standard output, what is only said on the way goes to standard error.
 """
 
@@ -749,6 +749,21 @@ def emulator(port: int, scenario: str, speed: float) -> None:
         serve(scenario, port=port, speed=speed, announce=_say)
     except (ScenarioError, OSError) as error:
         raise errors.ConfigurationError(f"The embedded service cannot run: {error}") from error
+
+
+@cli.command()
+@click.option(
+    "--notify",
+    metavar="TYPE/NAME",
+    help="A notification block, such as slack-webhook/xrt; sets up the automations that tell it of alerts.",
+)
+def deploy(notify: str | None) -> None:
+    """Deploy all pipelines to the Prefect server, or bring them up to date there."""
+    from prefect_xrt.deploy import FOLDER, WORK_POOL  # noqa: PLC0415 - brings in Prefect
+    from prefect_xrt.deploy import deploy as deploy_all  # noqa: PLC0415
+
+    deploy_all(notify, say=click.echo)
+    _say(f"What runs them: `prefect worker start --pool {WORK_POOL}`. The files, to copy and edit: {FOLDER}")
 
 
 cli.add_command(plot)

@@ -126,6 +126,7 @@ def prefect_server(home: Path, port: int) -> Iterator[Server]:
     """Run a Prefect server, as a user would start one."""
     fast = {
         "PREFECT_HOME": str(home),
+        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.2",
         "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
     }
@@ -187,25 +188,17 @@ def server(prefect_process: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield prefect_process
 
 
-def prefect(server: Server, *arguments: str) -> str:
-    """Run a command of Prefect's at the root of the checkout, as the deployment file tells people to."""
+@pytest.fixture(scope="session")
+def deployed(prefect_process: Server) -> None:
+    """Deploy all pipelines, by the one command."""
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PWD": str(ROOT), "PREFECT_API_URL": server.url},
+        [sys.executable, "-m", "prefect_xrt.cli", "deploy"],
+        env=os.environ | {"PREFECT_API_URL": prefect_process.url},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="session")
-def deployed(prefect_process: Server) -> None:
-    """Deploy all that is in the deployment file."""
-    prefect(prefect_process, "work-pool", "create", "xrt", "--type", "process")
-    prefect(prefect_process, "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
 
 
 @pytest.fixture(scope="module")
