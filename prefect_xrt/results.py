@@ -599,7 +599,7 @@ _CURVE_FACTS = (
 )
 
 
-def write(result: Result, path: Path, *, overwrite: bool = False) -> Path:
+def write(result: Result, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write a result into one file, whole or not at all; nothing of it is lost.
 
     The ending names the format: `.ecsv`, `.fits`, or `.parquet`. In FITS each dataset (or band) is an
@@ -620,10 +620,10 @@ def write(result: Result, path: Path, *, overwrite: bool = False) -> Path:
     """
     from prefect_xrt.result_files import write as write_file
 
-    return write_file(result, path, overwrite=overwrite)
+    return write_file(result, Path(path), overwrite=overwrite)
 
 
-def read_result(path: Path) -> Result:
+def read_result(path: str | Path) -> Result:
     """Read what `write` has written.
 
     Raises:
@@ -632,7 +632,7 @@ def read_result(path: Path) -> Result:
     """
     from prefect_xrt.result_files import read as read_file
 
-    return read_file(path)
+    return read_file(Path(path))
 
 
 def require(module: str) -> ModuleType:
