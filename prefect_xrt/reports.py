@@ -31,6 +31,7 @@ __all__ = [
     "artifact_key",
     "artifact_url",
     "make_report",
+    "of_this_run",
     "publish_alarm",
     "publish_report",
     "show",
@@ -210,7 +211,7 @@ def publish_report(
         data=pages.report_page(report, asked),
         description=report.summary(),
     )
-    return client.create_artifact(_of_this_run(page)).id
+    return client.create_artifact(of_this_run(page)).id
 
 
 def publish_alarm(client: SyncPrefectClient, job: Job, status: ProductStatus, looked_at: datetime) -> UUID:
@@ -231,7 +232,7 @@ def publish_alarm(client: SyncPrefectClient, job: Job, status: ProductStatus, lo
         data=pages.alarm_page(job, status, looked_at),
         description=f"Status {status.code}, which should never happen: {status.product.value} of {job}.",
     )
-    return client.create_artifact(_of_this_run(page)).id
+    return client.create_artifact(of_this_run(page)).id
 
 
 def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
@@ -256,12 +257,13 @@ def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
             update = ArtifactUpdate(description=artifact.description, data=artifact.data)
             client.update_artifact(known[artifact.key], update)
         else:
-            client.create_artifact(_of_this_run(artifact))
+            client.create_artifact(of_this_run(artifact))
 
 
-def _of_this_run(artifact: ArtifactCreate) -> ArtifactCreate:
-    task_run_id = UUID(task_run.id) if task_run.id else None
-    return artifact.model_copy(update={"flow_run_id": UUID(flow_run.id), "task_run_id": task_run_id})
+def of_this_run(artifact: ArtifactCreate) -> ArtifactCreate:
+    """Return an artifact as one of the flow run and the task run that this is called in."""
+    of = {"flow_run_id": flow_run.id, "task_run_id": task_run.id}
+    return artifact.model_copy(update={name: UUID(run) if run else None for name, run in of.items()})
 
 
 def status_row(status: ProductStatus, times: Times | None) -> dict[str, JsonValue]:

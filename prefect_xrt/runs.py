@@ -7,6 +7,7 @@ outermost flow run, as labels `prefect-xrt.job.<JobID>`, where hooks and automat
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import threading
@@ -20,8 +21,8 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from prefect import Flow, State, get_run_logger
-from prefect.artifacts import TableArtifact
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -32,7 +33,7 @@ from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, t
 from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.errors import XRTError
 from prefect_xrt.protocol import Job, JobSummary
-from prefect_xrt.reports import artifact_key
+from prefect_xrt.reports import artifact_key, of_this_run
 from prefect_xrt.state import LocalClaims
 
 __all__ = [
@@ -62,6 +63,7 @@ _LABEL = "prefect-xrt.job."
 _CANCELLED = "cancelled"
 _ENDED = "ended"
 _OWNER = "prefect-xrt-owner"
+_SERVICE = "prefect-xrt-service"
 _OLDER = timedelta(minutes=15)
 # What of the grace time is left for the service; Prefect gives half a minute.
 _SERVICE_TIMEOUT_S = 8.0
@@ -201,7 +203,14 @@ class RunClaims(LocalClaims):
 
     The artifact shows the job in the UI from its first moment on; the first one that was made for a job
     is its owner's.
+
+    Args:
+        base_url: The service that gave the jobs their IDs.
     """
+
+    def __init__(self, base_url: str) -> None:
+        super().__init__(base_url)
+        self._base_url = base_url
 
     def is_free(self, summary: JobSummary, owner: str) -> bool:
         """Whether a job belongs to nobody else on this machine or this server."""
@@ -216,13 +225,17 @@ class RunClaims(LocalClaims):
         """Make a job the owner's; False where it has become another's meanwhile."""
         ours = super().take(job, owner)
         if ours:
+            rows = [{"product": product.value, "state": "requested"} for product in job.products]
+            claim = ArtifactCreate(
+                key=artifact_key(job.id),
+                type="table",
+                data=json.dumps(rows),
+                description=f"{job} was submitted; its files will be below {job.url}.",
+                metadata_={_OWNER: owner, _SERVICE: self._base_url},
+            )
             with not_vital(f"{job} could not be shown"):
-                TableArtifact(
-                    key=artifact_key(job.id),
-                    description=f"{job} was submitted; its files will be below {job.url}.",
-                    table=[{"product": product.value, "state": "requested"} for product in job.products],
-                    metadata_={_OWNER: owner},
-                ).create()
+                with api() as client:
+                    client.create_artifact(of_this_run(claim))
                 ours = self._first_owner(job.id, job.submitted_at) in (None, owner)
         return ours
 
@@ -239,6 +252,7 @@ class RunClaims(LocalClaims):
             if artifact.created
             and artifact.created >= oldest
             and _OWNER in (metadata := artifact.metadata_ or {})
+            and metadata.get(_SERVICE) == self._base_url
         ]
         return min(claims)[1] if claims else None
 

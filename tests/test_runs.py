@@ -23,7 +23,16 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Crashed
 
-from prefect_xrt import Job, Pacing, ProductRequest, build_products, cancel_jobs, runs, submit_request
+from prefect_xrt import (
+    Job,
+    Pacing,
+    Product,
+    ProductRequest,
+    build_products,
+    cancel_jobs,
+    runs,
+    submit_request,
+)
 from prefect_xrt.credentials import load_credentials
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 
@@ -286,6 +295,25 @@ class TestByHand:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=_PATIENCE_S)
         assert "`prefect-xrt cancel 801`" in told
+
+
+@pytest.mark.usefixtures("server")
+class TestClaims:
+    def test_two_machines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A job that a run has taken on one machine is nobody else's on another, at the same service."""
+        took: list[bool] = []
+        job = Job(id=int(time.time()), url="http://x/USERPROD_1", name="x", products=(Product.IMAGE,))
+
+        @flow
+        def take(machine: str, owner: str, base_url: str) -> None:
+            monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / machine))
+            took.append(runs.RunClaims(base_url).take(job, owner))
+
+        take("one", "a", "http://x")
+        take("two", "b", "http://x")
+        take("three", "a", "http://x")
+        take("four", "b", "http://y")
+        assert took == [True, False, True, True]
 
 
 @pytest.mark.usefixtures("server")
