@@ -74,7 +74,7 @@ class Server:
             runs.sort(key=lambda run: run["start_time"])
             return [(run["name"], run["state_name"]) for run in runs]
 
-        return self._settled(ended)
+        return self.settled(ended)
 
     def artifacts(self, run_id: object) -> dict[str, dict[str, Any]]:
         """Give a flow run's newest artifact of each key."""
@@ -88,7 +88,7 @@ class Server:
             wanted = {"event": {"name": [name]}, "resource": {"id": [resource]}}
             return list(self.find("events", filter=wanted)["events"]) or None
 
-        return self._settled(there)
+        return self.settled(there)
 
     def logs(self, run_id: object, until: str) -> list[tuple[int, str]]:
         """Give levels and texts of a flow run's log, once it holds a text."""
@@ -101,10 +101,10 @@ class Server:
             ]
             return lines if any(until in text for _, text in lines) else None
 
-        return self._settled(there)
+        return self.settled(there)
 
     @staticmethod
-    def _settled(ask: Callable[[], Any]) -> Any:
+    def settled(ask: Callable[[], Any]) -> Any:
         """Ask until there is an answer: the server records events, logs and task runs a little later."""
         give_up_at = time.monotonic() + _SETTLE_S
         while (found := ask()) is None:

@@ -56,7 +56,7 @@ def events_of(server: Server, name: str, resource: str, *runs: State[Any]) -> li
             if ids & {related["prefect.resource.id"] for related in event["related"]}
         ] or None
 
-    return list(server._settled(there))
+    return list(server.settled(there))
 
 
 def artifact_at(server: Server, url: str) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class TestPayloads:
             events = events_of(server, "prefect-xrt.target.changed", "prefect-xrt.target.Mrk_421", state)
             return events if events[-1]["payload"]["job_id"] == 2 else None
 
-        first, second = server._settled(both)
+        first, second = server.settled(both)
         assert (first["payload"]["job_id"], second["payload"]["job_id"]) == (1, 2)
         assert (
             first["payload"]["message"] == "There is something new of Mrk 421: 3 new bins. 1 new observation."
@@ -292,7 +292,7 @@ class TestOnce:
         )
 
         def mend() -> None:
-            server._settled(lambda: alarms_at(server, emulator.jobs[801].url) if emulator.jobs else None)
+            server.settled(lambda: alarms_at(server, emulator.jobs[801].url) if emulator.jobs else None)
             with database(server) as connection:
                 connection.execute("DROP TRIGGER refuse")
             emulator.advance(1e6)
@@ -462,7 +462,7 @@ class TestEndOfTheProcess:
             outputs = [event["payload"]["output_dir"] for event in found["events"]]
             return str(tmp_path / "out") in outputs or None
 
-        assert server._settled(there)
+        assert server.settled(there)
         assert emulator.jobs
 
 

@@ -16,6 +16,8 @@ import requests
 from conftest import free_port
 from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from requests.adapters import HTTPAdapter
+from urllib3 import Retry
 
 from prefect_xrt import BuildReport, Job, Product, ProductState, alerts
 from prefect_xrt.deploy import deploy
@@ -27,8 +29,16 @@ if TYPE_CHECKING:
     from conftest import Server
 
 NOTIFY = "custom-webhook/xrt-tests"
-ENDED = "XRT: a build has ended"
+NEEDED, NEWS = "XRT: something needs you", "XRT: something new"
+ENDED, DECAY = "XRT: a build has ended", "XRT: fit the decay after a build"
 _WAIT_S = 60.0
+
+# Prefect's server turns callers away while its database is busy.
+API = requests.Session()
+API.mount(
+    "http://",
+    HTTPAdapter(max_retries=Retry(8, status_forcelist=[503], allowed_methods=None, backoff_factor=0.2)),
+)
 
 NOW = datetime.now(UTC)
 JOB = Job(id=4711, url="http://127.0.0.1/4711", name="GK Per", products=(Product.SPECTRUM,), submitted_at=NOW)
@@ -95,27 +105,45 @@ def inbox(server: Server) -> Iterator[Inbox]:
             json_data={"subject": "{{subject}}", "body": "{{body}}"},
         ).save("xrt-tests", overwrite=True)
         yield inbox
-        for automation in automations(server).values():
-            requests.delete(f"{server.url}/automations/{automation['id']}", timeout=30).raise_for_status()
+        for name in (NEEDED, NEWS, ENDED):
+            url = f"{server.url}/automations/{automations(server)[name]['id']}"
+            API.delete(url, timeout=30).raise_for_status()
+        switch(server, DECAY, enabled=True)
         inbox.server.shutdown()
 
 
 def automations(server: Server) -> dict[str, Any]:
-    """Give the automations that notify, by name; none may be there twice."""
+    """Give the automations, by name; none may be there twice."""
     found = [entry for entry in server.find("automations") if entry["name"].startswith("XRT: ")]
     assert len({entry["name"] for entry in found}) == len(found)
     return {entry["name"]: entry for entry in found}
 
 
-def switch_on(server: Server, name: str) -> None:
-    """Switch an automation on, as the UI does."""
+def switch(server: Server, name: str, *, enabled: bool) -> None:
+    """Switch an automation, as the UI does."""
     url = f"{server.url}/automations/{automations(server)[name]['id']}"
-    requests.patch(url, json={"enabled": True}, timeout=30).raise_for_status()
+    API.patch(url, json={"enabled": enabled}, timeout=30).raise_for_status()
+
+
+def schedules(server: Server, name: str) -> dict[str, bool]:
+    """Give the schedules of a deployment, and whether each is on."""
+    answer = API.get(f"{server.url}/deployments/name/{name}", timeout=30)
+    return {entry["schedule"]["cron"]: entry["active"] for entry in answer.json()["schedules"]}
+
+
+def add_schedule(server: Server, name: str, cron: str) -> None:
+    """Add a schedule to a deployment, as the UI does."""
+    deployment = API.get(f"{server.url}/deployments/name/{name}", timeout=30).json()
+    API.post(
+        f"{server.url}/deployments/{deployment['id']}/schedules",
+        json=[{"active": True, "schedule": {"cron": cron, "timezone": "UTC"}}],
+        timeout=30,
+    ).raise_for_status()
 
 
 class TestNotify:
     def test_alerts(self, server: Server, inbox: Inbox) -> None:
-        """Each alert is told once, with what happened, what to do, and where to look."""
+        """Each alert is told once, with what happened, what to do and where to look; the end of a build, if wanted."""
         deploy(NOTIFY)
         finish()
         raise_alerts()
@@ -136,8 +164,18 @@ class TestNotify:
         assert HELP_DESK in alarm[1]
         assert alarm[2].startswith("Report: http://")
 
-        switch_on(server, ENDED)
-        deploy(NOTIFY)  # nothing is there twice, and what was switched on stays so
+        # Deployed again, nothing is there twice, and all is as people have it by now.
+        switch(server, ENDED, enabled=True)
+        switch(server, DECAY, enabled=False)
+        add_schedule(server, "monitor/monitor", cron="0 7 1 1 *")
+        deploy(NOTIFY)
+        assert {name: entry["enabled"] for name, entry in automations(server).items()} == {
+            NEEDED: True,
+            NEWS: True,
+            ENDED: True,
+            DECAY: False,
+        }
+        assert schedules(server, "monitor/monitor") == {"0 6 * * *": False, "0 7 1 1 *": True}
         finish()
         (ended,) = inbox.take(1)
         assert ended["subject"].startswith("XRT: 0 of 1 products of job 4711 (GK Per) are in /nowhere/gk_per")

@@ -68,7 +68,7 @@ def test_one_target(
         found = server.find("flow_runs", flows={"name": {"any_": ["decay"]}})
         return next((run for run in found if run["parameters"] == {"output_dir": str(folder)}), None)
 
-    decay = server._settled(followed)
+    decay = server.settled(followed)
     assert decay["created_by"]["display_value"] == "XRT: fit the decay after a build"
     ended = asyncio.run(wait_for_flow_run(UUID(decay["id"]), timeout=180, poll_interval=1))
     assert ended.state
@@ -133,6 +133,7 @@ class TestPage:
                     "HOME": str(home),
                     "PATH": f"{sys.base_prefix}/bin:/usr/local/bin:/usr/bin:/bin",
                     "PREFECT_SERVER_API_PORT": str(port),
+                    "PREFECT_WORKER_QUERY_SECONDS": "1",
                     # Where the machine's settings for pip are.
                     "XDG_CONFIG_HOME": str(Path.home() / ".config"),
                 },
@@ -153,7 +154,7 @@ class TestPage:
             (done,) = of_state("Completed")
             assert done["parameters"]["sources"] == "~/xrt/survey.csv"
             assert len(list((home / "xrt" / "survey").glob("*/lc.tar.gz"))) == 2
-            coming = server._settled(lambda: of_state("Scheduled") or None)
+            coming = server.settled(lambda: of_state("Scheduled") or None)
             next_time = min(datetime.fromisoformat(run["next_scheduled_start_time"]) for run in coming)
             assert (next_time.weekday(), next_time.hour, next_time.minute) == (0, 3, 0)
         finally:
