@@ -100,7 +100,11 @@ def main() -> None:
         programs = environment(ROOT / ".venv", "--editable", ".")
         run(programs / "prefect-xrt", "demo", *rest, cwd=Path.cwd())
     elif act == "test":
-        run(environment(ROOT / ".venv", "--editable", ".", "--group", "dev") / "pytest", *SPREAD, *rest)
+        programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
+        run(programs / "pytest", *SPREAD, *(rest or ["--ignore=tests/browser"]))
+        if not rest:
+            # A browser is a program of many processes, and runs alone.
+            run(programs / "pytest", "--reruns", "1", "tests/browser")
     elif act == "soak":
         programs = environment(ROOT / ".venv", "--editable", ".", "--group", "dev")
         run(programs / "python", "tests/chaos/soak.py", *rest)

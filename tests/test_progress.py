@@ -285,4 +285,4 @@ class TestInAFlow:
             data = [event["payload"]["data"] for event in reversed(events)]
             return data if data[-1] == last else None
 
-        return list(server._settled(there))
+        return list(server.settled(there))
