@@ -58,9 +58,9 @@ def apart(act: Callable[[], object]) -> None:
         pool.submit(copy_context().run, act).result()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """Open a browser that sees nothing but the server."""
+    """Open a browser that sees nothing but the server, and has never seen it before."""
     wanted = os.environ.get("XRT_BROWSER")
     program = shutil.which(wanted or "chromium") or shutil.which("google-chrome")
     if program is None:
