@@ -42,7 +42,7 @@ os.environ |= {
 
 ROOT = Path(__file__).resolve().parent.parent
 _START_S = 180.0
-_SETTLE_S = 30.0
+_SETTLE_S = 120.0
 
 
 class Server:
