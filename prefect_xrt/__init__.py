@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prefect_xrt.client import XRTClient
     from prefect_xrt.credentials import XRTCredentials
     from prefect_xrt.flows import attach_products, build_products
+    from prefect_xrt.pacing import Pacing
     from prefect_xrt.parameters import read_request, read_request_file
     from prefect_xrt.protocol import CancelResult, Job, JobSummary, Outcome, ProductState, ProductStatus
     from prefect_xrt.reports import BuildReport
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     )
     from prefect_xrt.results import Position, Provenance, SourceList, SpectralFits, read_result
     from prefect_xrt.runs import cancel_jobs
-    from prefect_xrt.sensor import Pacing
     from prefect_xrt.tasks import (
         attach_job,
         cancel_products,
@@ -59,6 +59,7 @@ _ROOMS = {
     "parameters": ("read_request", "read_request_file"),
     "protocol": ("CancelResult", "Job", "JobSummary", "Outcome", "ProductState", "ProductStatus"),
     "reports": ("BuildReport",),
+    "pacing": ("Pacing",),
     "request": (
         "AstrometricPosition",
         "Image",
@@ -72,7 +73,6 @@ _ROOMS = {
     ),
     "results": ("Position", "Provenance", "SourceList", "SpectralFits", "read_result"),
     "runs": ("cancel_jobs",),
-    "sensor": ("Pacing",),
     "tasks": (
         "attach_job",
         "cancel_products",

@@ -7,10 +7,11 @@ a look that changes nothing asks nothing of Prefect's server, and one that is aw
 from __future__ import annotations
 
 import json
+import logging
 import math
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.client.schemas.actions import ArtifactCreate
@@ -18,17 +19,15 @@ from prefect.runtime import flow_run
 from pydantic import JsonValue
 
 from prefect_xrt import reports, runs
-from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus, as_number, file_name
+from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus, file_name
 from prefect_xrt.reports import Times
 from prefect_xrt.request import Product
 
-__all__ = ["Board", "done", "percent"]
+__all__ = ["Board", "percent"]
 
+_logger = logging.getLogger(__name__)
 _TIMEOUT_S = 5.0
 _PAUSE_S = 300.0
-_ACTIVE, _DONE = 1, 2
-_COUNT = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
-_CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
 
 
 class Board:
@@ -38,11 +37,15 @@ class Board:
 
     Args:
         job: The job.
+        flow_run_id: The flow run that it is shown with; by default the one that this is called in.
         clock: Gives seconds that only ever grow.
     """
 
-    def __init__(self, job: Job, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, job: Job, *, flow_run_id: UUID | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._job = job
+        self._flow_run_id = flow_run_id
         self._clock = clock
         self._shown: object = None
         self._quiet_until: float | None = None
@@ -54,18 +57,19 @@ class Board:
         for status in outcome.statuses.values():
             self._note_times(status, outcome)
         news = [
-            (status.product, status.code, status.text, done(status), status.active_step, status.active_detail)
+            (status.product, status.code, status.text, status.done, status.active_step, status.active_detail)
             for status in outcome.statuses.values()
         ]
         quiet = self._quiet_until is not None and self._clock() < self._quiet_until
-        if news == self._shown or quiet or not flow_run.id:
+        if news == self._shown or quiet or not (self._flow_run_id or flow_run.id):
             return
         try:
             with runs.api(retries=0, timeout_s=_TIMEOUT_S) as client:
-                reports.show(client, *self._artifacts(outcome))
+                reports.show(client, *self._artifacts(outcome), flow_run_id=self._flow_run_id)
         except Exception as error:
             self._quiet_until = self._clock() + _PAUSE_S
-            get_run_logger().warning(
+            log = _logger if self._flow_run_id else get_run_logger()
+            log.warning(
                 "The progress of %s could not be shown (%s); the wait goes on.",
                 self._job,
                 type(error).__name__,
@@ -76,7 +80,7 @@ class Board:
     def _note_times(self, status: ProductStatus, outcome: Outcome) -> None:
         """Keep what is known of a product's times: the service tells nothing of them once it has ended."""
         known = self.times.get(status.product, Times())
-        running_s = _seconds(status.running_time)
+        running_s = status.running_s
         queued_s = None
         if self._job.submitted_at and not status.ended and (running_s is not None or not known.running):
             queued_s = (outcome.looked_at - self._job.submitted_at).total_seconds() - (running_s or 0)
@@ -118,40 +122,8 @@ def percent(outcome: Outcome) -> float:
     One that has ended counts whole, however it ended; one that runs counts as far as the service tells;
     one of which it tells nothing does not count. It is 100 only when all have ended.
     """
-    parts = [done(status) or 0.0 for status in outcome.statuses.values()]
+    parts = [status.done or 0.0 for status in outcome.statuses.values()]
     return 100.0 if outcome.complete else min(math.floor(1000 * sum(parts) / len(parts)) / 10, 99.9)
-
-
-def done(status: ProductStatus) -> float | None:
-    """Return which part of a product is done, from 0 to 1, by the service's own steps; None where it tells none."""
-    if status.ended:
-        return 1.0
-    steps = _steps(status.progress)
-    return _done(steps) if steps else None
-
-
-def _steps(level: Mapping[str, JsonValue], name: str = "ProgressSteps") -> list[dict[str, JsonValue]]:
-    steps = level.get(name)
-    return [step for step in steps if isinstance(step, dict)] if isinstance(steps, list) else []
-
-
-def _done(steps: Sequence[Mapping[str, JsonValue]]) -> float:
-    return sum(map(_part, steps)) / len(steps)
-
-
-def _part(step: Mapping[str, JsonValue]) -> float:
-    status = as_number(step.get("StepStatus"))
-    if status != _ACTIVE:
-        return 1.0 if status == _DONE else 0.0
-    inner = _steps(step, "SubStep")
-    part = _done(inner) if inner else 0.0
-    # The steps inside one that is repeated begin anew each time: "Working on observation 14 / 156".
-    counts = _COUNT.findall(str(step.get("StepExtra", "")))
-    if counts:
-        turn, turns = map(int, counts[-1])
-        if 0 < turn <= turns:
-            return (turn - 1 + part) / turns
-    return part
 
 
 def describe(outcome: Outcome) -> str:
@@ -161,7 +133,7 @@ def describe(outcome: Outcome) -> str:
     silent = [
         status.product.value
         for status in statuses
-        if status.state is ProductState.RUNNING and done(status) is None
+        if status.state is ProductState.RUNNING and status.done is None
     ]
     if silent:
         told.append(f"The service tells no progress of {', '.join(silent)}.")
@@ -176,15 +148,6 @@ def _at_work(status: ProductStatus) -> str:
         return ""
     step = status.active_step.rstrip(".")
     return f"{step} ({status.active_detail})" if status.active_detail else step
-
-
-def _seconds(text: str | None) -> float | None:
-    """Return the seconds of "HH:MM:SS"."""
-    match = _CLOCK.fullmatch(text.strip()) if text else None
-    if match is None:
-        return None
-    hours, minutes, seconds = map(int, match.groups())
-    return 3600.0 * hours + 60 * minutes + seconds
 
 
 def _clock_text(seconds: float) -> str:

@@ -118,6 +118,9 @@ _MAX_NUMBER = 10**18
 _TEXT_LIMIT = 500
 _NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*", re.ASCII)
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ACTIVE, _DONE = 1, 2
+_COUNT = re.compile(r"(\d{1,9})\s*/\s*(\d{1,9})")
+_CLOCK = re.compile(r"(\d{1,6}):([0-5]\d):([0-5]\d)")
 
 
 class ProductState(StrEnum):
@@ -238,6 +241,26 @@ class ProductStatus(_Noun):
         """How long the product has been executing, "HH:MM:SS"; not the time since its submission."""
         value = self.progress.get("TimeRunning")
         return value if isinstance(value, str) else None
+
+    @property
+    def running_s(self) -> float | None:
+        """How long the product has been executing, in seconds; None where the service does not tell."""
+        match = _CLOCK.fullmatch((self.running_time or "").strip())
+        if match is None:
+            return None
+        hours, minutes, seconds = map(int, match.groups())
+        return 3600.0 * hours + 60 * minutes + seconds
+
+    @property
+    def done(self) -> float | None:
+        """Which part is done, from 0 to 1, by the service's own steps; None where it tells none.
+
+        All steps count the same. What has ended counts whole, however it ended.
+        """
+        if self.ended:
+            return 1.0
+        steps = list(_steps(self.progress.get("ProgressSteps")))
+        return _done(steps) if steps else None
 
     def as_service(self) -> dict[str, JsonValue]:
         """Return the four entries that the official client's `checkProductStatus()` gives per product."""
@@ -895,10 +918,29 @@ def _steps(value: JsonValue) -> Iterator[dict[str, JsonValue]]:
     return (step for step in (value if isinstance(value, list) else []) if isinstance(step, dict))
 
 
+def _done(steps: Sequence[Mapping[str, JsonValue]]) -> float:
+    return sum(map(_part, steps)) / len(steps)
+
+
+def _part(step: Mapping[str, JsonValue]) -> float:
+    status = as_number(step.get("StepStatus"))
+    if status != _ACTIVE:
+        return 1.0 if status == _DONE else 0.0
+    inner = list(_steps(step.get("SubStep")))
+    part = _done(inner) if inner else 0.0
+    # The steps inside one that is repeated begin anew each time: "Working on observation 14 / 156".
+    counts = _COUNT.findall(str(step.get("StepExtra", "")))
+    if counts:
+        turn, turns = map(int, counts[-1])
+        if 0 < turn <= turns:
+            return (turn - 1 + part) / turns
+    return part
+
+
 def _step_text(step: Mapping[str, JsonValue]) -> str:
     label = str(step.get("StepLabel", ""))
     status = _as_int(step.get("StepStatus"))
-    if status == 1:
+    if status == _ACTIVE:
         extra = f" -- {step['StepExtra']}" if "StepExtra" in step else ""
         return f"** {label} - ACTIVE{extra}**"
-    return f"{label} - DONE" if status == 2 else label  # noqa: PLR2004 - the service's own numbers
+    return f"{label} - DONE" if status == _DONE else label

@@ -16,11 +16,11 @@ from typing import Any
 from prefect_xrt import sensor
 from prefect_xrt.client import Which, XRTClient
 from prefect_xrt.errors import DeadlineError, FailedLooksError, ProductsError, XRTError
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product
 from prefect_xrt.results import LightCurve
-from prefect_xrt.sensor import Pacing
 
 __all__ = ["finish_rebin", "rebin_light_curve", "wait_for_rebin"]
 

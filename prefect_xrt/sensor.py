@@ -1,19 +1,22 @@
-"""The watch over a job: when to look, for how long, and what to say meanwhile.
+"""The watch over jobs: when to look at which, for how long, and what to say meanwhile.
 
-There is one poll loop in this project, `wait_for_products`. Clock, sleep and chance are passed in,
-so that its tests neither wait nor guess. It decides nothing about success: it tells how every
-product ended, and judging that is the flow's.
+There is one poll loop in this project, `Watch.endings`, for one job or for thousands. Clock, timer, sleep and
+chance are passed in, so that its tests neither wait nor guess. It decides nothing about success: it tells how
+every product ended, and judging that is the flow's.
 """
 
 from __future__ import annotations
 
+import heapq
 import logging
+import queue
 import random
 import time
-from collections.abc import Callable, Iterable
-from typing import Literal, Protocol
-
-from pydantic import BaseModel, ConfigDict, Field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Literal, NamedTuple, Protocol, Self
 
 from prefect_xrt.errors import (
     ConfigurationError,
@@ -23,26 +26,33 @@ from prefect_xrt.errors import (
     XRTError,
     asked_wait_s,
 )
+from prefect_xrt.pacing import Pacing, Sighting
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
 
-__all__ = ["Pacing", "wait_for_products"]
-
-FLOOR_S = 60.0
-"""The service asks for no more than about one look a minute per job."""
-
-LOCAL_FLOOR_S = 2.0
-"""A service on this machine is one for trying things out."""
+__all__ = ["Ending", "Watch", "wait_for_products", "watch_jobs"]
 
 DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
 
-_PATIENCE_S = 3600.0
-# File systems keep times less exactly than clocks tell them.
-_SAME_LOOK_S = 0.001
-
 MAX_FAILED_LOOKS = 90
 """At the floor, an hour and a half without a word."""
+
+CONNECTIONS = 8
+"""How many looks may be on their way at once."""
+
+Until = Literal["all", "next"]
+
+_SPACING_S = 0.02
+"""Between looks at different jobs of a service elsewhere: a thousand jobs are not asked for in one burst."""
+
+_PATIENCE_S = 3600.0
+_PULSE_S = 0.25
+_REMEMBERED = 8
+# File systems keep times less exactly than clocks tell them.
+_SAME_LOOK_S = 0.001
+_NOW_S = 1e-6
+_DOUBLINGS = 20
 
 _Log = Callable[[str], None]
 _logger = logging.getLogger(__name__)
@@ -74,41 +84,250 @@ class Looks(Protocol):
         """Note how a job has ended."""
 
 
-class Pacing(BaseModel):
-    """When to look again: at intervals that grow with the time since anything changed.
+class Ending(NamedTuple):
+    """How the wait for one job ended."""
 
-    A look comes after a tenth of the time that nothing has happened, not sooner than the floor and
-    not later than the ceiling, so that a long build is asked seldom and its end is still noticed
-    late by no more than a tenth. Jitter keeps many jobs from being asked in step.
+    job: Job
+    outcome: Outcome | None
+    """The last status of every product of the job; None where no look has told anything."""
+    error: Exception | None = None
+    """Why the wait ended before the products did: `DeadlineError`, `FailedLooksError`, a refusal, or a fault."""
+
+    def result(self) -> Outcome:
+        """Return the outcome, or raise the error."""
+        if self.error:
+            raise self.error
+        assert self.outcome is not None  # noqa: S101 - a wait ends well only after a look, or with `since`
+        return self.outcome
+
+
+class Watch:
+    """Follows any number of jobs in one loop: the next looks in order of time, through a few connections.
+
+    All jobs of a client share its pace: looks elsewhere than on this machine do not come in bursts, and a
+    service that fails or asks for patience is left alone by all of them, and tried by one at a time.
+
+    Args:
+        connections: How many looks may be on their way at once. With one, and while there is but one job,
+            it looks in the thread that calls; else in threads of its own.
+        clock: Gives the time, in seconds since 1970.
+        timer: Gives seconds that only ever grow.
+        sleep: Waits, in seconds.
+        chance: Gives random numbers from 0 to 1.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    def __init__(
+        self,
+        *,
+        connections: int = CONNECTIONS,
+        clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._connections = connections
+        self._clock = clock
+        self._timer = timer
+        self._sleep = sleep
+        self._chance = chance
+        # A clock that is set meanwhile does not change what the looks tell of each other.
+        self._epoch = clock() - timer()
+        self._followed: dict[str, _Followed] = {}
+        self._paces: dict[int, _Pace] = {}
+        self._agenda: list[tuple[float, int, _Followed | _Pace]] = []
+        self._numbers = count()
+        self._over: deque[Ending] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+        self._landed: queue.SimpleQueue[tuple[_Followed, Outcome | BaseException]] = queue.SimpleQueue()
+        self._flying = 0
 
-    floor_s: float = Field(default=FLOOR_S, gt=0, description="The shortest interval, in seconds.")
-    ceiling_s: float = Field(
-        default=600.0, gt=0, description="The longest interval before chance stretches it, in seconds."
-    )
-    growth: float = Field(default=0.1, ge=0, description="The interval as a part of the time without change.")
-    jitter: float = Field(default=0.1, ge=0, le=1, description="How much an interval is stretched by chance.")
+    def __enter__(self) -> Self:
+        """Return the watch itself."""
+        return self
 
-    def interval_s(self, unchanged_s: float, chance: float) -> float:
-        """Return the seconds until the next look.
+    def __exit__(self, *_: object) -> None:
+        """Let go of its threads."""
+        if self._pool:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __len__(self) -> int:
+        """Return how many jobs are followed."""
+        return len(self._followed)
+
+    def follow(
+        self,
+        client: Looker,
+        job: Job,
+        *,
+        since: Outcome | None = None,
+        until: Until = "all",
+        pacing: Pacing | None = None,
+        deadline_s: float = DEADLINE_S,
+        max_failed_looks: int = MAX_FAILED_LOOKS,
+        log: _Log | None = None,
+        on_look: Callable[[Outcome], None] | None = None,
+        looks: Looks | None = None,
+    ) -> None:
+        """Follow a job from now on; the arguments are those of `wait_for_products`.
+
+        Raises:
+            ConfigurationError: The job is followed already, or the wait could not even look.
+        """
+        if max_failed_looks < 1 or not deadline_s > 0:
+            raise ConfigurationError("The deadline must be longer than 0 s, and at least one look may fail.")
+        if since and since.job.id != job.id:
+            raise ConfigurationError(f"What is known of {since.job} tells nothing of {job}.")
+        if job.url in self._followed:
+            raise ConfigurationError(f"{job} is followed already.")
+        pacing = (pacing or Pacing.default(client)).for_client(client)
+        pace = self._paces.setdefault(id(client), _Pace(client))
+        pace.floor_s = min(pace.floor_s, pacing.floor_s)
+        followed = _Followed(
+            client,
+            job,
+            since,
+            until,
+            pacing,
+            log or _logger.info,
+            looks,
+            pace,
+            give_up_at=self._clock() + deadline_s,
+            max_failed_looks=max_failed_looks,
+            on_look=on_look,
+        )
+        self._followed[job.url] = followed
+        self._go_on(followed)
+
+    def forget(self, job: Job) -> None:
+        """Follow a job no longer; one that is not followed is no error."""
+        followed = self._followed.pop(job.url, None)
+        if followed:
+            followed.number = -1
+
+    def endings(self, for_s: float = float("inf")) -> Iterator[Ending]:
+        """Look when it is time, and hand out each wait that has ended, as they come.
 
         Args:
-            unchanged_s: How long nothing has changed, in seconds.
-            chance: A random number from 0 to 1.
+            for_s: For how long, in seconds; else until no job is followed any more.
         """
-        interval = min(max(self.growth * unchanged_s, self.floor_s), max(self.ceiling_s, self.floor_s))
-        return interval * (1 + self.jitter * chance)
+        back_at = self._timer() + for_s
+        while True:
+            while self._over:
+                yield self._over.popleft()
+            self._land(wait_s=0.0)
+            if self._over:
+                continue
+            left = back_at - self._timer()
+            if not self._followed or left < 0:
+                return
+            pause = self._until_next()
+            if self._flying:
+                self._sleep(0)
+                is_full = self._flying >= self._connections
+                self._land(wait_s=_PULSE_S if is_full else max(0.0, min(pause, left, _PULSE_S)))
+            elif pause > left:
+                self._sleep(max(0.0, left))
+                return
+            else:
+                self._sleep(max(0.0, pause))
+            self._set_out()
 
-    def for_client(self, client: Looker) -> Pacing:
-        """Return this pacing with the service's floor, which only a service on this machine may go below."""
-        return self if client.is_local else self.model_copy(update={"floor_s": max(self.floor_s, FLOOR_S)})
+    def _until_next(self) -> float:
+        """Return the seconds until something is to be done."""
+        while self._agenda and self._agenda[0][1] != self._agenda[0][2].number:
+            heapq.heappop(self._agenda)
+        return self._agenda[0][0] - self._timer() if self._agenda else float("inf")
 
-    @classmethod
-    def default(cls, client: Looker) -> Pacing:
-        """Return what serves where nothing else is asked for."""
-        return cls(floor_s=LOCAL_FLOOR_S) if client.is_local else cls()
+    def _put(self, due: float, what: _Followed | _Pace) -> None:
+        what.number = next(self._numbers)
+        heapq.heappush(self._agenda, (due, what.number, what))
+
+    def _plan(self, followed: _Followed) -> None:
+        now, at = self._timer(), self._clock()
+        left = followed.give_up_at - at
+        earliest = followed.earliest_s(now, at)
+        followed.is_over = earliest > left
+        # The last look comes at the deadline itself.
+        pause = left if followed.is_over else min(followed.pause_s(now, at, self._chance()), left)
+        self._put(now + max(0.0, pause), followed)
+
+    def _set_out(self) -> None:
+        """Do what the agenda has for now, which may be one look after another."""
+        while self._flying < self._connections and self._until_next() <= _NOW_S:
+            _, _, what = heapq.heappop(self._agenda)
+            what.number = -1
+            if isinstance(what, _Pace):
+                followed = what.next()
+                if followed is None:
+                    continue
+            elif what.is_over:
+                self._end(what, what.deadline_error())
+                continue
+            else:
+                followed = what
+            if followed.was_overtaken():
+                self._plan(followed)
+                continue
+            pace, now = followed.pace, self._timer()
+            if followed is what and (pace.waiting or pace.not_before > now + _NOW_S):
+                pace.waiting.append(followed)
+                followed.number = next(self._numbers)
+            else:
+                pace.not_before = now + pace.spacing_s
+                self._look(followed)
+            if pace.waiting and pace.number < 0:
+                self._put(pace.not_before, pace)
+            if self._over:
+                return
+
+    def _look(self, followed: _Followed) -> None:
+        followed.set_out(self._timer(), self._clock())
+        if self._flying == 0 and (self._connections == 1 or len(self._followed) == 1):
+            self._take(followed, followed.ask())
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._connections, "look")
+        self._flying += 1
+        followed.number = next(self._numbers)
+        self._pool.submit(lambda: self._landed.put((followed, followed.ask())))
+
+    def _land(self, wait_s: float) -> None:
+        """Take what looks have brought, waiting for the first."""
+        while self._flying:
+            try:
+                followed, brought = self._landed.get(timeout=wait_s) if wait_s else self._landed.get_nowait()
+            except queue.Empty:
+                return
+            wait_s = 0.0
+            self._flying -= 1
+            if followed is self._followed.get(followed.job.url):
+                self._take(followed, brought)
+
+    def _take(self, followed: _Followed, brought: Outcome | BaseException) -> None:
+        if isinstance(brought, BaseException) and not isinstance(brought, XRTError):
+            if not isinstance(brought, Exception):
+                raise brought
+            self._end(followed, brought)
+            return
+        now = self._timer()
+        followed.pace.take(brought, now)
+        ended_by = followed.take(brought, self._epoch + followed.looked_t)
+        if ended_by:
+            self._end(followed, ended_by)
+        else:
+            self._go_on(followed)
+
+    def _go_on(self, followed: _Followed) -> None:
+        if followed.is_done:
+            self._end(followed, None)
+        else:
+            self._plan(followed)
+
+    def _end(self, followed: _Followed, error: Exception | None) -> None:
+        self.forget(followed.job)
+        if error is None:
+            followed.note_end()
+        self._over.append(Ending(followed.job, followed.outcome, error))
 
 
 def wait_for_products(
@@ -116,7 +335,7 @@ def wait_for_products(
     job: Job,
     *,
     since: Outcome | None = None,
-    until: Literal["all", "next"] = "all",
+    until: Until = "all",
     pacing: Pacing | None = None,
     deadline_s: float = DEADLINE_S,
     max_failed_looks: int = MAX_FAILED_LOOKS,
@@ -124,6 +343,7 @@ def wait_for_products(
     on_look: Callable[[Outcome], None] | None = None,
     looks: Looks | None = None,
     clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Outcome:
@@ -148,6 +368,7 @@ def wait_for_products(
         looks: What is known of the looks of other processes at the same job; the next keeps its distance
             from those, too.
         clock: Gives the time, in seconds since 1970.
+        timer: Gives seconds that only ever grow.
         sleep: Waits, in seconds.
         chance: Gives random numbers from 0 to 1.
 
@@ -161,54 +382,99 @@ def wait_for_products(
         UnknownUserError: The service does not know the registered address.
         RefusedError: The service refuses to tell for another reason.
     """
-    if max_failed_looks < 1 or not deadline_s > 0:
-        raise ConfigurationError("The deadline must be longer than 0 s, and at least one look may fail.")
-    if since and since.job.id != job.id:
-        raise ConfigurationError(f"What is known of {since.job} tells nothing of {job}.")
-    watch = _Watch(
-        client, job, since, (pacing or Pacing.default(client)).for_client(client), log or _logger.info, looks
-    )
-    give_up_at = clock() + deadline_s
-    goal = min(len(watch.ended) + 1, len(job.products)) if until == "next" else len(job.products)
-    while len(watch.ended) < goal or watch.unconfirmed:
-        now = clock()
-        left = give_up_at - now
-        if watch.earliest_s(now) > left:
-            sleep(max(0.0, left))
-            raise DeadlineError(
-                f"The deadline has passed, and {watch.pending_text} of {job} had not ended. The job lives on: "
-                f"go on with it by `prefect-xrt attach {job.id} --out DIR`, or cancel it by `prefect-xrt cancel "
-                f"{job.id}`.",
-                job=job,
-                outcome=watch.outcome,
+    with Watch(connections=1, clock=clock, timer=timer, sleep=sleep, chance=chance) as watch:
+        watch.follow(
+            client,
+            job,
+            since=since,
+            until=until,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            max_failed_looks=max_failed_looks,
+            log=log,
+            on_look=on_look,
+            looks=looks,
+        )
+        (ending,) = watch.endings()
+    return ending.result()
+
+
+def watch_jobs(
+    client: Looker,
+    jobs: Iterable[Job],
+    *,
+    pacing: Pacing | None = None,
+    deadline_s: float = DEADLINE_S,
+    max_failed_looks: int = MAX_FAILED_LOOKS,
+    log: _Log | None = None,
+    on_look: Callable[[Outcome], None] | None = None,
+    looks: Looks | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Iterator[Ending]:
+    """Look at many jobs in one loop, and hand out each as soon as all its products have ended.
+
+    What goes wrong with one of them is in its ending, and stops none of the others. The arguments are those of
+    `wait_for_products`; the time and the number of looks are counted for each job.
+    """
+    say = log or _logger.info
+    with Watch(sleep=sleep) as watch:
+        for job in jobs:
+            watch.follow(
+                client,
+                job,
+                pacing=pacing,
+                deadline_s=deadline_s,
+                max_failed_looks=max_failed_looks,
+                log=_of(job, say),
+                on_look=on_look,
+                looks=looks,
             )
-        # The last look comes at the deadline itself.
-        sleep(min(watch.pause_s(now, chance()), left))
-        if watch.was_overtaken():
-            continue
-        error = watch.look(clock())
-        if watch.failed_looks >= max_failed_looks:
-            raise FailedLooksError(
-                f"{watch.failed_looks} looks in a row told nothing of {watch.pending_text} of {job}"
-                f"{f' ({error.message})' if error else ''}. The job lives on: go on with it by "
-                f"`prefect-xrt attach {job.id} --out DIR`.",
-                job=job,
-                outcome=watch.outcome,
-            ) from error
-        if on_look and watch.failed_looks == 0 and watch.outcome:
-            try:
-                on_look(watch.outcome)
-            except Exception:
-                # A display that breaks must not end the wait for a job that lives.
-                _logger.warning("What the look told could not be shown.", exc_info=True)
-                on_look = None
-    outcome = watch.result()
-    if looks and outcome.complete:
-        looks.end(outcome)
-    return outcome
+        yield from watch.endings()
 
 
-class _Watch:
+def _of(job: Job, say: _Log) -> _Log:
+    return lambda line: say(line if line.startswith(str(job)) else f"{job}: {line}")
+
+
+class _Pace:
+    """The pace that all jobs of a client keep together."""
+
+    def __init__(self, client: Looker) -> None:
+        # It is known by the client's identity, so the client has to live as long.
+        self.client = client
+        self.waiting: deque[_Followed] = deque()
+        self.not_before = float("-inf")
+        self.number = -1
+        self._failures = 0
+        self._spacing_s = 0.0 if client.is_local else _SPACING_S
+        self.floor_s = float("inf")
+
+    @property
+    def spacing_s(self) -> float:
+        """Seconds between two looks; a service that fails is tried by one job at a time, ever more seldom."""
+        if not self._failures:
+            return self._spacing_s
+        return min(self.floor_s, _SPACING_S * 2.0 ** min(self._failures, _DOUBLINGS))
+
+    def next(self) -> _Followed | None:
+        """Return whose turn it is; those that are followed no more lose theirs."""
+        while self.waiting:
+            followed = self.waiting.popleft()
+            if followed.number >= 0:
+                return followed
+        return None
+
+    def take(self, brought: Outcome | BaseException, now: float) -> None:
+        """Learn from how a look went."""
+        if not isinstance(brought, XRTError) or isinstance(brought, RefusedError):
+            self._failures = 0
+            return
+        self._failures += 1
+        patience_s = max(self.spacing_s, min(asked_wait_s(brought), _PATIENCE_S))
+        self.not_before = max(self.not_before, now + patience_s)
+
+
+class _Followed:
     """What is known of one job, and since when."""
 
     def __init__(
@@ -216,120 +482,179 @@ class _Watch:
         client: Looker,
         job: Job,
         since: Outcome | None,
+        until: Until,
         pacing: Pacing,
         log: _Log,
         looks: Looks | None,
+        pace: _Pace,
+        *,
+        give_up_at: float,
+        max_failed_looks: int,
+        on_look: Callable[[Outcome], None] | None,
     ) -> None:
+        self.job = job
+        self.pace = pace
+        self.outcome = since
+        self.give_up_at = give_up_at
+        self.is_over = False
+        self.number = -1
+        self.looked_t = float("-inf")
         self._client = client
-        self._looks = looks
-        self._job = job
         self._pacing = pacing
         self._log = log
-        self._outcome = since
+        self._looks = looks
+        self._max_failed_looks = max_failed_looks
+        self._on_look = on_look
         self._looked_at: float | None = since.looked_at.timestamp() if since else None
-        self._changed_at = self._looked_at
-        self.was_overtaken()
-        self._retry_after_s = 0.0
         self._has_looked = False
-        self._sights = {p: _sight(status) for p, status in since.statuses.items()} if since else {}
-        self._alarms: set[Product] = set()
+        self._retry_after_s = 0.0
+        self._failed_looks = 0
         known = since.statuses if since else {}
-        self.ended = tuple(p for p in job.products if p in known and known[p].ended)
-        self.unconfirmed: frozenset[Product] = frozenset()
-        self.failed_looks = 0
+        self._sights = {product: _sight(status) for product, status in known.items()}
+        self._histories: dict[Product, list[Sighting]] = {}
+        self._alarms: frozenset[Product] = frozenset()
+        self._unconfirmed: frozenset[Product] = frozenset()
+        self._ended = tuple(p for p in job.products if p in known and known[p].ended)
+        self._goal = min(len(self._ended) + 1, len(job.products)) if until == "next" else len(job.products)
+        if since:
+            self._remember(since, since.looked_at.timestamp())
+        self.was_overtaken()
 
     @property
-    def outcome(self) -> Outcome | None:
-        return self._outcome
-
-    def result(self) -> Outcome:
-        assert self._outcome is not None  # noqa: S101 - the loop ends only after a look, or with `since`
-        return self._outcome
+    def is_done(self) -> bool:
+        return len(self._ended) >= self._goal and not self._unconfirmed
 
     @property
-    def pending(self) -> tuple[Product, ...]:
-        return tuple(product for product in self._job.products if product not in self.ended)
+    def _pending(self) -> tuple[Product, ...]:
+        return tuple(product for product in self.job.products if product not in self._ended)
 
     @property
-    def pending_text(self) -> str:
-        return ", ".join(product.value for product in self.pending)
+    def _pending_text(self) -> str:
+        return ", ".join(product.value for product in self._pending)
 
     def was_overtaken(self) -> bool:
         """Tell whether another process has looked at the job meanwhile; the next look keeps away from that."""
-        last = self._looks.last(self._job.id) if self._looks else None
+        last = self._looks.last(self.job.id) if self._looks else None
         if last is None or (self._looked_at is not None and last <= self._looked_at + _SAME_LOOK_S):
             return False
         self._looked_at, self._has_looked = last, False
         return True
 
-    def earliest_s(self, now: float) -> float:
+    def earliest_s(self, now: float, at: float) -> float:
         """Return the seconds until a look is allowed; a clock that was set does not change them much."""
+        return self._left_s(max(self._pacing.floor_s, self._retry_after_s), now, at)
+
+    def pause_s(self, now: float, at: float, chance: float) -> float:
+        """Return the seconds until the next look."""
+        histories = [self._histories.get(product, ()) for product in self._pending]
+        interval = self._pacing.interval_s(histories, chance)
+        return self._left_s(max(interval, self._pacing.floor_s, self._retry_after_s), now, at)
+
+    def _left_s(self, interval: float, now: float, at: float) -> float:
         if self._looked_at is None:
             return 0.0
-        floor = max(self._pacing.floor_s, self._retry_after_s)
         if self._has_looked:
-            return floor
-        return min(max(0.0, self._looked_at + floor - now), floor)
+            return max(0.0, self.looked_t + interval - now)
+        return min(max(0.0, self._looked_at + interval - at), interval)
 
-    def pause_s(self, now: float, chance: float) -> float:
-        """Return the seconds until the next look."""
-        if self._looked_at is None or self._changed_at is None:
-            return self.earliest_s(now)
-        interval = self._pacing.interval_s(max(0.0, now - self._changed_at), chance)
-        return max(self.earliest_s(now), min(max(0.0, self._looked_at + interval - now), interval))
-
-    def look(self, now: float) -> XRTError | None:
-        """Ask once, and return what went wrong, if the job may still be asked again.
-
-        Raises:
-            XRTError: Asking again cannot help: the service has not known this job from the start.
-        """
-        first = self._outcome is None
-        self._looked_at = now
-        self._changed_at = now if self._changed_at is None else self._changed_at
+    def set_out(self, now: float, at: float) -> None:
+        """Note that it is looked at now."""
+        self.looked_t, self._looked_at, self._has_looked = now, at, True
         self._retry_after_s = 0.0
-        self._has_looked = True
         if self._looks:
-            self._looks.note(self._job.id, now)
+            self._looks.note(self.job.id, at)
+
+    def ask(self) -> Outcome | BaseException:
+        """Ask once; whatever goes wrong is brought back."""
         try:
-            seen = self._client.check_product_status(self._job, self.pending, attempts=1)
-        except XRTError as error:
-            if first and isinstance(error, RefusedError):
-                raise
-            self.failed_looks += 1
-            self._retry_after_s = min(asked_wait_s(error), _PATIENCE_S)
-            if self.failed_looks == 1:
-                self._log(f"{self._job}: this look told nothing ({error.message}) Looking again later.")
+            return self._client.check_product_status(self.job, self._pending, attempts=1)
+        except BaseException as error:
             return error
-        if all(status.state is ProductState.UNKNOWN for status in seen.statuses.values()):
-            self.failed_looks += 1
-        else:
-            if self.failed_looks:
-                self._log(
-                    f"{self._job}: the service tells again, after {self.failed_looks} looks that told nothing."
-                )
-            self.failed_looks = 0
-        self._take(seen, now)
+
+    def take(self, brought: Outcome | BaseException, at: float) -> XRTError | None:
+        """Take what a look has brought, and return what ends the wait, if anything does."""
+        trouble: XRTError | None = None
+        if isinstance(brought, XRTError):
+            if self.outcome is None and isinstance(brought, RefusedError):
+                # Asking again cannot help: the service has not known this job from the start.
+                return brought
+            trouble = brought
+            self._failed_looks += 1
+            self._retry_after_s = min(asked_wait_s(brought), _PATIENCE_S)
+            if self._failed_looks == 1:
+                self._log(f"{self.job}: this look told nothing ({brought.message}) Looking again later.")
+        elif isinstance(brought, Outcome):
+            self._see(brought, at)
+        if self._failed_looks >= self._max_failed_looks:
+            error = FailedLooksError(
+                f"{self._failed_looks} looks in a row told nothing of {self._pending_text} of {self.job}"
+                f"{f' ({trouble.message})' if trouble else ''}. The job lives on: go on with it by "
+                f"`prefect-xrt attach {self.job.id} --out DIR`.",
+                job=self.job,
+                outcome=self.outcome,
+            )
+            error.__cause__ = trouble
+            return error
+        if self._on_look and self._failed_looks == 0 and self.outcome:
+            try:
+                self._on_look(self.outcome)
+            except Exception:
+                # A display that breaks must not end the wait for a job that lives.
+                _logger.warning("What the look told could not be shown.", exc_info=True)
+                self._on_look = None
         return None
 
-    def _take(self, seen: Outcome, now: float) -> None:
-        before = dict(self._outcome.statuses) if self._outcome else {}
-        statuses = {p: seen.statuses.get(p) or before[p] for p in self._job.products}
-        self._outcome = seen.model_copy(update={"statuses": statuses})
+    def _see(self, seen: Outcome, at: float) -> None:
+        if all(status.state is ProductState.UNKNOWN for status in seen.statuses.values()):
+            self._failed_looks += 1
+        else:
+            if self._failed_looks:
+                self._log(
+                    f"{self.job}: the service tells again, after {self._failed_looks} looks that told nothing."
+                )
+            self._failed_looks = 0
+        before = dict(self.outcome.statuses) if self.outcome else {}
+        statuses = {p: seen.statuses.get(p) or before[p] for p in self.job.products}
+        self.outcome = seen.model_copy(update={"statuses": statuses})
         # -2 and -3 are most likely transient: only a second look in a row makes them an end.
         alarms = frozenset(p for p in seen.statuses if seen.statuses[p].state is ProductState.ALARM)
-        self.unconfirmed, confirmed = alarms - self._alarms, alarms & self._alarms
-        self._alarms = set(alarms)
-        self.ended = tuple(
-            p for p in self._job.products if statuses[p].ended and (p not in alarms or p in confirmed)
+        self._unconfirmed, confirmed = alarms - self._alarms, alarms & self._alarms
+        self._alarms = alarms
+        self._ended = tuple(
+            p for p in self.job.products if statuses[p].ended and (p not in alarms or p in confirmed)
         )
         for product, status in seen.statuses.items():
-            sight, known = _sight(status), self._sights.get(product)
-            if sight != known:
-                self._log(_describe(status, unconfirmed=product in self.unconfirmed))
-            if known is None or sight[0] != known[0]:
-                self._changed_at = now
+            sight = _sight(status)
+            if sight != self._sights.get(product):
+                self._log(_describe(status, unconfirmed=product in self._unconfirmed))
             self._sights[product] = sight
+        self._remember(seen, at)
+
+    def _remember(self, seen: Outcome, at: float) -> None:
+        """Keep of each product when its state was first seen, and the last looks since: what pacing goes by."""
+        for product, status in seen.statuses.items():
+            sighting = Sighting(at, status.state, status.running_s, status.done)
+            history = self._histories.setdefault(product, [])
+            if product in self._ended or (history and history[0].state is not sighting.state):
+                history.clear()
+            history.append(sighting)
+            if len(history) > 1 + _REMEMBERED:
+                del history[1]
+
+    def deadline_error(self) -> DeadlineError:
+        """Return what tells that the deadline has passed."""
+        return DeadlineError(
+            f"The deadline has passed, and {self._pending_text} of {self.job} had not ended. The job lives on: "
+            f"go on with it by `prefect-xrt attach {self.job.id} --out DIR`, or cancel it by `prefect-xrt cancel "
+            f"{self.job.id}`.",
+            job=self.job,
+            outcome=self.outcome,
+        )
+
+    def note_end(self) -> None:
+        """Let other processes know how the job has ended."""
+        if self._looks and self.outcome and self.outcome.complete:
+            self._looks.end(self.outcome)
 
 
 def _sight(status: ProductStatus) -> tuple[int | None, str, str | None]:

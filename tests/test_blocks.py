@@ -25,8 +25,8 @@ from prefect_xrt import ProductRequest, XRTCredentials, XRTJob, build_products, 
 from prefect_xrt.credentials import load_credentials
 from prefect_xrt.emulator import DEFAULT_USER, Emulator, Timeline
 from prefect_xrt.errors import ConfigurationError, DeadlineError, JobNotFoundError, ProductsError
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import BASE_URL
-from prefect_xrt.sensor import Pacing
 
 if TYPE_CHECKING:
     from conftest import Server

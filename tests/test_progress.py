@@ -25,7 +25,7 @@ from prefect_xrt import (
     wait_for_products,
 )
 from prefect_xrt.emulator import Emulator, Timeline
-from prefect_xrt.progress import Board, describe, done, percent
+from prefect_xrt.progress import Board, describe, percent
 from prefect_xrt.protocol import Job, Outcome, ProductStatus, decode_status
 from prefect_xrt.request import Product
 
@@ -84,17 +84,17 @@ class TestDone:
     )
     def test_steps(self, steps: list[Any], expected: float) -> None:
         """Steps count as far as the service tells: those inside one, and the observation it works on."""
-        assert expected == done(look(Image=(3, *steps)).statuses[Product.IMAGE])
+        assert look(Image=(3, *steps)).statuses[Product.IMAGE].done == expected
 
     @pytest.mark.parametrize("told", [{"GotProgress": 0}, {"GotProgress": 2}, {"ProgressSteps": "?"}, {}])
     def test_nothing_told(self, told: dict[str, Any]) -> None:
         """Where the service tells no steps, nobody knows."""
-        assert done(ProductStatus(product=Product.IMAGE, code=3, text="Running", progress=told)) is None
+        assert ProductStatus(product=Product.IMAGE, code=3, text="Running", progress=told).done is None
 
     @pytest.mark.parametrize("code", [4, -1, -3, -4])
     def test_ended(self, code: int) -> None:
         """What has ended counts whole, however it ended."""
-        assert done(look(Image=(code,)).statuses[Product.IMAGE]) == 1.0
+        assert look(Image=(code,)).statuses[Product.IMAGE].done == 1.0
 
 
 class TestPercent:
@@ -207,7 +207,7 @@ class TestBoard:
         @flow
         def watching() -> dict[str, Any]:
             nonlocal now
-            board = Board(JOB, lambda: now)
+            board = Board(JOB, clock=lambda: now)
             with socket.create_server(("127.0.0.1", 0)) as silent:
                 url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
                 with temporary_settings({PREFECT_API_URL: url, PREFECT_LOGGING_TO_API_ENABLED: False}):

@@ -44,6 +44,7 @@ from prefect_xrt.errors import (
     ResultFileError,
     SubmitUncertainError,
 )
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import Job
 from prefect_xrt.rebin import rebin_light_curve, wait_for_rebin
 from prefect_xrt.request import (
@@ -68,7 +69,6 @@ from prefect_xrt.results import (
     read_result,
     write,
 )
-from prefect_xrt.sensor import Pacing
 
 np = pytest.importorskip("numpy")
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from prefect_xrt import protocol
 from prefect_xrt.client import XRTClient
@@ -28,9 +27,10 @@ from prefect_xrt.errors import (
     WaitError,
     XRTError,
 )
+from prefect_xrt.pacing import FLOOR_S, Pacing
 from prefect_xrt.protocol import Job, Outcome
 from prefect_xrt.request import Image, Product, ProductRequest
-from prefect_xrt.sensor import DEADLINE_S, FLOOR_S, Pacing, wait_for_products
+from prefect_xrt.sensor import DEADLINE_S, wait_for_products
 
 LC, SPEC, IMAGE = Product.LIGHT_CURVE, Product.SPECTRUM, Product.IMAGE
 LEFT_OUT = object()
@@ -100,6 +100,7 @@ class World:
         """Wait for the job."""
         given_ = {
             "clock": self.clock,
+            "timer": lambda: self.time,
             "sleep": self.sleep,
             "chance": lambda: self.chances,
             "log": self.lines.append,
@@ -122,56 +123,6 @@ def codes(outcome: Outcome | None) -> dict[Product, int | None]:
 def away(**extras: Any) -> ServiceUnreachableError:
     """Make the error of a service that is away."""
     return ServiceUnreachableError("HTTP 503.", status=503, **extras)
-
-
-class TestPacing:
-    @given(
-        st.floats(0, 1e7),
-        st.floats(0, 1),
-        st.floats(1e-3, 1e4),
-        st.floats(1e-3, 1e4),
-        st.floats(0, 2),
-        st.floats(0, 1),
-    )
-    def test_bounds(
-        self, unchanged: float, chance: float, floor: float, ceiling: float, growth: float, jitter: float
-    ) -> None:
-        """An interval is never below the floor, nor above the ceiling by more than the jitter."""
-        pacing = Pacing(floor_s=floor, ceiling_s=ceiling, growth=growth, jitter=jitter)
-        interval = pacing.interval_s(unchanged, chance)
-        assert floor <= interval <= max(floor, ceiling) * (1 + jitter)
-
-    @pytest.mark.parametrize(
-        ("unchanged", "chance", "expected"),
-        [(0, 0, 60), (0, 1, 66), (1200, 0, 120), (1200, 0.5, 126), (9e9, 0, 600)],
-    )
-    def test_grows(self, unchanged: float, chance: float, expected: float) -> None:
-        """A tenth of the time without change, stretched by chance."""
-        assert Pacing().interval_s(unchanged, chance) == pytest.approx(expected)
-
-    @pytest.mark.parametrize("floor", [1e-9, 1, 59.9, 60, 300])
-    def test_floor(self, floor: float) -> None:
-        """No pacing asks a service elsewhere more often than once a minute; one on this machine may be asked so."""
-        elsewhere, here = World({IMAGE: 4}), World({IMAGE: 4}, is_local=True)
-        pacing = Pacing(floor_s=floor, ceiling_s=1)
-        assert pacing.for_client(cast(XRTClient, elsewhere)).floor_s == max(floor, 60)
-        assert pacing.for_client(cast(XRTClient, here)) == pacing
-
-    @pytest.mark.parametrize(
-        "wrong",
-        [
-            {"floor_s": 0},
-            {"floor_s": -1},
-            {"floor_s": float("nan")},
-            {"ceiling_s": 0},
-            {"growth": -1},
-            {"jitter": 2},
-        ],
-    )
-    def test_impossible(self, wrong: dict[str, float]) -> None:
-        """A pacing that makes no sense cannot be built."""
-        with pytest.raises(ValidationError):
-            Pacing(**cast(Any, wrong))
 
 
 class TestWait:
