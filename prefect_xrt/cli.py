@@ -30,11 +30,11 @@ from rich.table import Table
 from prefect_xrt import archive, errors, protocol, records, result_files, results, sensor, submission
 from prefect_xrt._version import __version__
 from prefect_xrt.client import XRTClient, settings_from_environment
+from prefect_xrt.pacing import FLOOR_S, Pacing
 from prefect_xrt.parameters import read_request_file
 from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.science_cli import collect, plot
-from prefect_xrt.sensor import Pacing
 from prefect_xrt.state import LocalClaims, LocalLooks
 
 if TYPE_CHECKING:
@@ -346,7 +346,7 @@ def _look(client: XRTClient, job: Job, products: tuple[str, ...]) -> Outcome:
     if ended:
         return ended.model_copy(update={"statuses": {p: ended.statuses[p] for p in chosen}})
     now, last = time.time(), looks.last(job.id)
-    wait_s = 0.0 if client.is_local or last is None else min(last + sensor.FLOOR_S - now, sensor.FLOOR_S)
+    wait_s = 0.0 if client.is_local or last is None else min(last + FLOOR_S - now, FLOOR_S)
     if wait_s > 0:
         _say(
             f"{job} was looked at just now; waiting {wait_s:.0f} s, since the service asks for a look a minute."
@@ -764,6 +764,24 @@ def deploy(notify: str | None) -> None:
 
     deploy_all(notify, say=click.echo)
     _say(f"What runs them: `prefect worker start --pool {WORK_POOL}`. The files, to copy and edit: {FOLDER}")
+
+
+@cli.command()
+@click.option(
+    "--every",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="How often the suspended flow runs are listed; every ten seconds by default.",
+)
+def watch(every: float | None) -> None:
+    """Watch the jobs of suspended flow runs, and resume each as its products end, until interrupted.
+
+    A second one stands by, and takes the place of one that is gone.
+    """
+    from prefect_xrt.watcher import EVERY_S, Watcher, stopped_by_sigterm  # noqa: PLC0415 - brings in Prefect
+
+    with stopped_by_sigterm():
+        Watcher(every_s=every or EVERY_S, log=_say).run()
 
 
 cli.add_command(plot)

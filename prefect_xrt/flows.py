@@ -18,10 +18,11 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field, JsonValue
 
-from prefect_xrt import alerts, archive, reports, runs, submission, tasks
+from prefect_xrt import alerts, archive, deferral, reports, runs, submission, tasks
 from prefect_xrt.alerts import Notifier
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.credentials import XRTCredentials, load_credentials
+from prefect_xrt.deferral import Waiting
 from prefect_xrt.errors import (
     OutputError,
     ProductsError,
@@ -30,6 +31,7 @@ from prefect_xrt.errors import (
     WaitError,
     XRTError,
 )
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.parameters import encode, read_request, same_request
 from prefect_xrt.progress import Board
 from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState, ProductStatus
@@ -44,7 +46,7 @@ from prefect_xrt.records import (
 from prefect_xrt.reports import BuildReport
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.runs import CancelPolicy
-from prefect_xrt.sensor import DEADLINE_S, MAX_FAILED_LOOKS, Pacing
+from prefect_xrt.sensor import DEADLINE_S, MAX_FAILED_LOOKS
 
 __all__ = ["attach_products", "build_products"]
 
@@ -84,6 +86,7 @@ def build_products(
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
     max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
     notify: str | None = None,
+    waiting: Waiting = "in-process",
 ) -> BuildReport:
     """Build the products of one request, and bring their files into a folder.
 
@@ -114,6 +117,9 @@ def build_products(
         notify: The type and name of a notification block, such as "slack-webhook/xrt", that is told of what
             `prefect_xrt.alerts` raises: an alarm, a deadline that has passed, a service that cannot be reached,
             a submission that is uncertain.
+        waiting: "in-process", or "suspended": the run gives its process and its worker's slot back, and a watcher
+            (`prefect-xrt watch`) resumes it as products end. That needs a deployment; a run that cannot be
+            suspended waits in its process, and says so.
 
     Returns:
         A `BuildReport`, as the result of the state Completed. The state is Cancelled if every
@@ -129,7 +135,7 @@ def build_products(
         ProductsError: A product is not there; it carries the report.
         DeadlineError, FailedLooksError: The wait ended before the products did; the job lives on.
     """
-    started_at = datetime.now(UTC)
+    started_at = runs.started_at()
     account = load_credentials(credentials)
     notifier = alerts.load_notifier(notify)
     wanted = _read(request, account)
@@ -171,6 +177,7 @@ def build_products(
             deadline_s=deadline_s,
             max_failed_looks=max_failed_looks,
             notifier=notifier,
+            waiting=waiting,
         )
 
 
@@ -193,6 +200,7 @@ def attach_products(
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = DEADLINE_S,
     max_failed_looks: Annotated[int, Field(ge=1)] = MAX_FAILED_LOOKS,
     notify: str | None = None,
+    waiting: Waiting = "in-process",
 ) -> BuildReport:
     """Go on with a job of the account, whoever submitted it and on whatever machine, as `build_products` would.
 
@@ -212,6 +220,7 @@ def attach_products(
         deadline_s: How long to wait for the products, in seconds.
         max_failed_looks: How many looks in a row, and how many attempts at a file, may fail.
         notify: The type and name of a notification block that is told of alerts.
+        waiting: "in-process" or "suspended".
 
     Returns:
         As `build_products`.
@@ -223,7 +232,7 @@ def attach_products(
         ProductsError: A product is not there; it carries the report.
         DeadlineError, FailedLooksError: The wait ended before the products did; the job lives on.
     """
-    started_at = datetime.now(UTC)
+    started_at = runs.started_at()
     account = load_credentials(credentials)
     notifier = alerts.load_notifier(notify)
     output_dir = output_dir.expanduser().absolute()
@@ -255,6 +264,7 @@ def attach_products(
             deadline_s=deadline_s,
             max_failed_looks=max_failed_looks,
             notifier=notifier,
+            waiting=waiting,
         )
 
 
@@ -344,6 +354,7 @@ def _follow(
     deadline_s: float,
     max_failed_looks: int,
     notifier: Notifier | None,
+    waiting: Waiting,
 ) -> BuildReport:
     """Bring the products of a job into the folder, and end the run as what became of them says."""
     job = record.job
@@ -368,7 +379,7 @@ def _follow(
         )
 
     wait = partial(
-        tasks.wait_for_products,
+        tasks.wait_for_products if waiting == "in-process" else deferral.wait_for_products,
         job,
         account,
         until="next",
@@ -379,7 +390,7 @@ def _follow(
     if seen:
         board(seen)
     with tasks.showing(board):
-        outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, alarm, deadline_s)
+        outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, alarm, deadline_s, waiting)
     files, problems = _collect(downloads)
     if overwrite:
         try:
@@ -415,6 +426,7 @@ def _wait_and_fetch(
     fetch: Callable[[Product], PrefectFuture[ProductFile]],
     alarm: Callable[[ProductStatus], None],
     deadline_s: float,
+    waiting: Waiting,
 ) -> tuple[Outcome | None, dict[Product, PrefectFuture[ProductFile]], Trouble | None]:
     """Wait until every product has ended, fetching each as soon as it is ready; tell what ended the wait early."""
     downloads: dict[Product, PrefectFuture[ProductFile]] = {}
@@ -433,6 +445,10 @@ def _wait_and_fetch(
         if trouble or (outcome and outcome.complete):
             return outcome, downloads, trouble
         ended = outcome.ended if outcome else ()
+        if waiting == "suspended":
+            # The process may end in the wait, and what it fetches with it.
+            for download in downloads.values():
+                download.wait()
         try:
             outcome = wait(since=outcome, deadline_s=max(1e-3, give_up_at - time.monotonic()))
         except WaitError as error:

@@ -235,8 +235,8 @@ def publish_alarm(client: SyncPrefectClient, job: Job, status: ProductStatus, lo
     return client.create_artifact(of_this_run(page)).id
 
 
-def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
-    """Show artifacts of this run, each in the place of what the run shows under the same key already.
+def show(client: SyncPrefectClient, *artifacts: ArtifactCreate, flow_run_id: UUID | None = None) -> None:
+    """Show artifacts of a run, each in the place of what the run shows under the same key already.
 
     So one card in the UI tells of a job from its submission to its end, also of a run that is retried.
     Prefect sends what is shown anew as an event, too: it is for little things, not for pages.
@@ -244,11 +244,12 @@ def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
     Args:
         client: Speaks to Prefect's server.
         artifacts: What to show, each with a key.
+        flow_run_id: Of which run; by default of the one that this is called in.
     """
     shown = client.read_artifacts(
         artifact_filter=ArtifactFilter(
             key=ArtifactFilterKey(any_=[str(artifact.key) for artifact in artifacts]),
-            flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(flow_run.id)]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id or UUID(flow_run.id)]),
         )
     )
     known = {artifact.key: artifact.id for artifact in shown}
@@ -257,7 +258,8 @@ def show(client: SyncPrefectClient, *artifacts: ArtifactCreate) -> None:
             update = ArtifactUpdate(description=artifact.description, data=artifact.data)
             client.update_artifact(known[artifact.key], update)
         else:
-            client.create_artifact(of_this_run(artifact))
+            of = artifact.model_copy(update={"flow_run_id": flow_run_id}) if flow_run_id else None
+            client.create_artifact(of or of_this_run(artifact))
 
 
 def of_this_run(artifact: ArtifactCreate) -> ArtifactCreate:

@@ -45,13 +45,18 @@ __all__ = [
     "attempts_before",
     "await_server",
     "cancel_jobs",
+    "cancel_jobs_of",
     "cancelled_with_run",
+    "follow",
     "halting_threads",
     "heard_of",
+    "label",
     "not_vital",
     "note_ended",
     "pausing",
+    "read_labels",
     "run_of_its_own",
+    "started_at",
     "submission_owner",
     "will_be_retried",
 ]
@@ -257,6 +262,13 @@ class RunClaims(LocalClaims):
         return min(claims)[1] if claims else None
 
 
+def started_at() -> datetime:
+    """Return when the first process of this flow run began, UTC; now, outside any."""
+    context = FlowRunContext.get()
+    first = context.flow_run.start_time if context and context.flow_run else None
+    return first or datetime.now(UTC)
+
+
 def will_be_retried() -> bool:
     """Whether Prefect runs this flow run again if it fails.
 
@@ -328,7 +340,7 @@ def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) 
         return
     try:
         with not_vital(f"It could not be noted that this run follows {job}"):
-            _label({f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""})
+            follow(job, account, policy)
         yield
     except Exception:
         raise
@@ -337,7 +349,7 @@ def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) 
             log = get_run_logger()
             if _cancel(job, account, log.info, log.error):
                 with not_vital(f"It could not be noted that {job} is cancelled"):
-                    _label({f"{_LABEL}{job.id}": _CANCELLED})
+                    label({f"{_LABEL}{job.id}": _CANCELLED})
         raise
 
 
@@ -359,7 +371,7 @@ def run_of_its_own() -> Iterator[None]:
 def note_ended(job_id: int) -> None:
     """Note that a job that this run has followed is not to be cancelled any more, with the run or by the hook."""
     with not_vital(f"It could not be noted that job {job_id} has ended"):
-        _label({f"{_LABEL}{job_id}": _ENDED})
+        label({f"{_LABEL}{job_id}": _ENDED})
 
 
 def _is_cancellation(stop: BaseException) -> bool:
@@ -367,9 +379,21 @@ def _is_cancellation(stop: BaseException) -> bool:
     return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
 
 
-def _label(labels: dict[str, str]) -> None:
+def follow(job: Job, account: XRTCredentials, policy: CancelPolicy) -> None:
+    """Note on the outermost flow run that it follows a job, and what becomes of the job when it is stopped."""
+    label({f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""})
+
+
+def label(labels: dict[str, str]) -> None:
+    """Write labels on the outermost flow run; those of other names stay."""
     with api() as client:
         client.update_flow_run_labels(UUID(runtime.root_flow_run_id), dict(labels))
+
+
+def read_labels() -> dict[str, Any]:
+    """Return the labels of the outermost flow run."""
+    with api() as client:
+        return dict(client.read_flow_run(UUID(runtime.root_flow_run_id)).labels)
 
 
 def _cancel(
@@ -395,6 +419,11 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
     It runs where the process of the run no longer can, and does what each job's policy says.
     """
+    cancel_jobs_of(flow_run, state)
+
+
+def cancel_jobs_of(flow_run: FlowRun, state: State[Any]) -> None:
+    """Cancel what the jobs of a flow run that has come to a state still build, as each job's policy says."""
     log = flow_run_logger(flow_run)
     with api() as client:
         labels = client.read_flow_run(flow_run.id).labels
@@ -412,4 +441,6 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
         except XRTError as error:
             log.error("Job %s could not be cancelled: %s", job_id[1], error.message)  # noqa: TRY400 - says it all
             continue
-        _cancel(job, account, log.info, log.error)
+        if _cancel(job, account, log.info, log.error):
+            with api() as client:
+                client.update_flow_run_labels(flow_run.id, {name: _CANCELLED})

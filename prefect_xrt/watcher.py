@@ -1,0 +1,389 @@
+"""The watcher: one process that looks at the jobs of all suspended flow runs, and resumes each when it is time.
+
+It keeps nothing that matters: whom it follows is read from Prefect's server, again and again. So it may be killed
+at any moment, and a second one may stand by: one at a time leads, by a heartbeat in a Prefect variable.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, NoReturn
+from uuid import UUID, uuid4
+
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterEndTime,
+    FlowRunFilterState,
+    FlowRunFilterStateName,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import get_current_settings
+from prefect.variables import Variable
+
+from prefect_xrt import deferral, runs
+from prefect_xrt.client import XRTClient
+from prefect_xrt.credentials import load_credentials
+from prefect_xrt.deferral import Seen, Wait
+from prefect_xrt.errors import ConfigurationError, XRTError
+from prefect_xrt.progress import Board
+from prefect_xrt.protocol import Outcome
+from prefect_xrt.sensor import Ending, Watch
+from prefect_xrt.state import LocalLooks
+
+__all__ = ["EVERY_S", "VARIABLE", "Watcher", "seems_to_run", "stopped_by_sigterm"]
+
+EVERY_S = 10.0
+"""How often the suspended runs are listed, in seconds."""
+
+VARIABLE = "prefect_xrt_watcher"
+"""The Prefect variable in which the watcher that leads leaves its heartbeat."""
+
+_MISSED_BEATS = 6
+_SETTLE_S = 1.0
+_STALE = timedelta(minutes=5)
+_PAGE = 200
+# Runs that were cancelled while no watcher ran; what is older, the service has ended itself.
+_LONG_AGO = timedelta(days=1)
+_OVERLAP = timedelta(minutes=2)
+# A server that is busy with the list is not asked for it all the time.
+_SHARE = 10
+_TURN_S = 0.5
+_logger = logging.getLogger(__name__)
+
+
+class Waiting(NamedTuple):
+    """A suspended flow run, and what it waits for."""
+
+    run_id: UUID
+    wait: Wait
+
+
+class Watcher:
+    """Follows the jobs of all flow runs that are suspended for one, and resumes each when its job has news.
+
+    Args:
+        every_s: How often the suspended runs are listed, in seconds.
+        log: Takes a line for what happens.
+        sleep: Waits, in seconds; what it raises ends the watch.
+        timer: Gives seconds that only ever grow.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_s: float = EVERY_S,
+        log: Callable[[str], None] = _logger.info,
+        sleep: Callable[[float], None] = time.sleep,
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._every_s = every_s
+        self._log = log
+        self._sleep = sleep
+        self._timer = timer
+        self._lead = _Lead(every_s, timer)
+        self._clients: dict[tuple[str | None, str], XRTClient | None] = {}
+        self._followed: dict[str, list[Waiting]] = {}
+        self._to_resume: dict[UUID, tuple[Waiting, Seen]] = {}
+        self._boards: dict[UUID, Board] = {}
+        self._to_show: dict[str, Outcome] = {}
+        self._cancelled_since = datetime.now(UTC) - _LONG_AGO
+
+    def run(self, *, stand_by: bool = True) -> None:
+        """Watch until it is stopped from outside.
+
+        Args:
+            stand_by: Whether to wait where another watcher leads, and to take its place when it is gone; else
+                to return.
+
+        Raises:
+            ConfigurationError: No Prefect server is set.
+        """
+        url = get_current_settings().api.url
+        if not url:
+            raise ConfigurationError(
+                "No Prefect server is set. Name it by `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
+            )
+        desk, easel = ThreadPoolExecutor(1, "desk"), ThreadPoolExecutor(1, "easel")
+        try:
+            with Watch(sleep=self._sleep, timer=self._timer) as watch:
+                self._run(watch, desk, easel, stand_by=stand_by)
+        finally:
+            for pool in (desk, easel):
+                pool.shutdown(wait=False, cancel_futures=True)
+            self._lead.resign()
+            for client in self._clients.values():
+                if client:
+                    client.close()
+
+    def _run(
+        self, watch: Watch, desk: ThreadPoolExecutor, easel: ThreadPoolExecutor, *, stand_by: bool
+    ) -> None:
+        listing: Future[list[Waiting] | None] | None = None
+        began_at = self._timer()
+        resuming: Future[None] | None = None
+        showing: Future[None] | None = None
+        next_list_at = began_at
+        is_new = True
+        while True:
+            now = self._timer()
+            if listing is None and now >= next_list_at:
+                listing = desk.submit(self._list)
+                began_at = now
+            if listing and listing.done():
+                found, listing = listing.result(), None
+                next_list_at = max(began_at + self._every_s, now + _SHARE * (now - began_at))
+                if self._lead.is_anothers:
+                    self._forget_all(watch)
+                    if not stand_by:
+                        self._log("Another watcher leads already.")
+                        return
+                elif found is not None:
+                    if is_new:
+                        self._log(f"Watching; suspended flow runs: {len(found)}.")
+                        is_new = False
+                    self._follow(watch, found)
+            if self._to_resume and (resuming is None or resuming.done()):
+                resuming = desk.submit(self._resume)
+            if self._to_show and (showing is None or showing.done()):
+                showing = easel.submit(self._show)
+            if len(watch):
+                for ending in watch.endings(_TURN_S):
+                    self._take(ending)
+            else:
+                self._sleep(min(_TURN_S, self._every_s))
+
+    def _list(self) -> list[Waiting] | None:
+        """Return who waits for what, and see to those that were cancelled; None where another watcher leads."""
+        try:
+            with runs.api() as client:
+                if not self._lead.beat(client):
+                    return None
+                found = [
+                    Waiting(run.id, wait)
+                    for run in _suspended(client)
+                    if (wait := deferral.what_it_waits_for(run))
+                ]
+                self._see_to_cancelled(client)
+        except Exception as error:
+            self._log(
+                f"Prefect's server does not answer as it should ({type(error).__name__}); asking again."
+            )
+            return None
+        return found
+
+    def _see_to_cancelled(self, client: SyncPrefectClient) -> None:
+        """Cancel the jobs of runs that were cancelled while suspended: Prefect runs no hook for those."""
+        began_at = datetime.now(UTC)
+        state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED]))
+        ended = FlowRunFilterEndTime(after_=self._cancelled_since)
+        for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
+            if run.state and any(Wait.of(text) for text in run.labels.values()):
+                runs.cancel_jobs_of(run, run.state)
+        self._cancelled_since = began_at - _OVERLAP
+
+    def _follow(self, watch: Watch, found: list[Waiting]) -> None:
+        """Follow what is waited for now, and forget what is not any more."""
+        wanted: dict[str, list[Waiting]] = {}
+        for waiting in found:
+            if waiting.run_id not in self._to_resume:
+                wanted.setdefault(waiting.wait.job.url, []).append(waiting)
+        for url in [url for url in self._followed if url not in wanted]:
+            watch.forget(self._followed.pop(url)[0].wait.job)
+        for url, waitings in wanted.items():
+            before = self._followed.get(url)
+            if before and {w.wait.key for w in before} == {w.wait.key for w in waitings}:
+                continue
+            client = self._client(waitings[0].wait)
+            if client is None:
+                continue
+            if before:
+                watch.forget(before[0].wait.job)
+            self._followed[url] = waitings
+            self._start(watch, client, waitings)
+        there = {waiting.run_id for waiting in found}
+        self._boards = {run_id: board for run_id, board in self._boards.items() if run_id in there}
+
+    def _start(self, watch: Watch, client: XRTClient, waitings: list[Waiting]) -> None:
+        """Follow a job for those who wait for it: as soon as one has news, all of them are told."""
+        waits = [waiting.wait for waiting in waitings]
+        job = waits[0].job
+        known = [wait.outcome(job) for wait in waits]
+        least = min(known, key=lambda outcome: len(outcome.ended) if outcome else -1)
+
+        def note(outcome: Outcome) -> None:
+            self._to_show[job.url] = outcome
+
+        watch.follow(
+            client,
+            job,
+            since=least,
+            until="next" if any(wait.until == "next" for wait in waits) else "all",
+            pacing=waits[0].pacing,
+            deadline_s=max(1e-3, min(wait.give_up_at for wait in waits) - time.time()),
+            max_failed_looks=max(wait.max_failed_looks for wait in waits),
+            log=lambda line: self._log(line if line.startswith(str(job)) else f"{job}: {line}"),
+            on_look=note,
+            looks=LocalLooks(waits[0].service),
+        )
+
+    def _take(self, ending: Ending) -> None:
+        for waiting in self._followed.pop(ending.job.url, []):
+            self._to_resume[waiting.run_id] = (waiting, Seen.of_ending(waiting.wait.key, ending))
+
+    def _forget_all(self, watch: Watch) -> None:
+        for waitings in self._followed.values():
+            watch.forget(waitings[0].wait.job)
+        self._followed.clear()
+        self._to_resume.clear()
+
+    def _resume(self) -> None:
+        """Tell those whose wait has ended what was seen, and let them go on."""
+        with runs.api() as client:
+            for run_id, (waiting, seen) in list(self._to_resume.items()):
+                job = waiting.wait.job
+                try:
+                    run = client.read_flow_run(run_id)
+                    if deferral.what_it_waits_for(run) == waiting.wait:
+                        label = deferral.seen_label(job.id)
+                        client.update_flow_run_labels(run_id, {label: seen.model_dump_json()})
+                        client.resume_flow_run(run_id)
+                        self._log(f"{job}: resumed the flow run {run.name!r}.")
+                except Exception as error:
+                    self._log(
+                        f"{job}: its flow run could not be resumed ({type(error).__name__}); trying again."
+                    )
+                    time.sleep(_SETTLE_S)
+                    return
+                self._to_resume.pop(run_id, None)
+
+    def _show(self) -> None:
+        """Show how far the jobs are with the runs that wait for them."""
+        while self._to_show:
+            url, outcome = self._to_show.popitem()
+            for waiting in self._followed.get(url, []):
+                run_id = waiting.run_id
+                board = self._boards.setdefault(run_id, Board(waiting.wait.job, flow_run_id=run_id))
+                board(outcome)
+
+    def _client(self, wait: Wait) -> XRTClient | None:
+        """Return who asks for a run; None, said once, where the account of it cannot be used here."""
+        name = (wait.credentials, wait.service)
+        if name not in self._clients:
+            try:
+                account = load_credentials(wait.credentials)
+                if account.base_url != wait.service:
+                    raise ConfigurationError(f"The account of this process is for {account.base_url}.")
+                self._clients[name] = account.get_client()
+            except XRTError as error:
+                self._log(f"Jobs of {wait.service} cannot be looked at here: {error.message}")
+                self._clients[name] = None
+        return self._clients[name]
+
+
+class _Lead:
+    """Which of several watchers leads.
+
+    A heartbeat that has not changed for a while is one of a watcher that is gone; no clocks of two machines are
+    compared. Two that take its place at the same moment would look twice for a turn, and resume once.
+    """
+
+    def __init__(self, every_s: float, timer: Callable[[], float]) -> None:
+        self._name = f"{socket.gethostname()}-{uuid4().hex[:8]}"
+        self._patience_s = _MISSED_BEATS * every_s
+        self._settle_s = min(_SETTLE_S, every_s)
+        self._timer = timer
+        self._seen: object = None
+        self._seen_at = timer()
+        self._beats = 0
+        self.is_ours = False
+        self.is_anothers = False
+
+    def beat(self, client: SyncPrefectClient) -> bool:
+        """Show that this watcher lives, and tell whether it leads."""
+        other = _read(client)
+        if other and other.get("watcher") not in (None, self._name):
+            self.is_ours = False
+            if other != self._seen:
+                self._seen, self._seen_at = other, self._timer()
+            self.is_anothers = self._timer() - self._seen_at < self._patience_s
+            if self.is_anothers:
+                return False
+        self._write()
+        if not self.is_ours:
+            time.sleep(self._settle_s)
+            self.is_ours = (_read(client) or {}).get("watcher") == self._name
+            self.is_anothers = not self.is_ours
+        return self.is_ours
+
+    def _write(self) -> None:
+        self._beats += 1
+        Variable.set(
+            VARIABLE,
+            {"watcher": self._name, "beat": self._beats, "at": datetime.now(UTC).isoformat()},
+            overwrite=True,
+        )
+
+    def resign(self) -> None:
+        """Let another one lead at once."""
+        if self.is_ours:
+            self.is_ours = False
+            with suppress(Exception):
+                Variable.set(VARIABLE, {"watcher": None}, overwrite=True)
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """Let a SIGTERM, with which service managers end a process, end it as Ctrl-C does: in order."""
+
+    def stop(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def seems_to_run() -> bool:
+    """Whether a watcher has given a sign of life in the last minutes, by this machine's clock."""
+    try:
+        with runs.api() as client:
+            at = datetime.fromisoformat(str((_read(client) or {})["at"]))
+    except (KeyError, ValueError):
+        return False
+    return datetime.now(UTC) - at < _STALE
+
+
+def _read(client: SyncPrefectClient) -> dict[str, Any] | None:
+    variable = client.read_variable_by_name(VARIABLE)
+    return variable.value if variable and isinstance(variable.value, dict) else None
+
+
+def _suspended(client: SyncPrefectClient) -> Iterator[FlowRun]:
+    state = FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PAUSED]), name=FlowRunFilterStateName(any_=["Suspended"])
+    )
+    return _pages(client, FlowRunFilter(state=state))
+
+
+def _pages(client: SyncPrefectClient, wanted: FlowRunFilter) -> Iterator[FlowRun]:
+    offset = 0
+    while True:
+        page = client.read_flow_runs(
+            flow_run_filter=wanted, sort=FlowRunSort.ID_DESC, limit=_PAGE, offset=offset
+        )
+        yield from page
+        if len(page) < _PAGE:
+            return
+        offset += len(page)
