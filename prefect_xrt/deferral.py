@@ -7,8 +7,10 @@ of it (`.seen`). So nothing is lost with a watcher, and nothing with a process t
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from prefect import get_run_logger
@@ -20,16 +22,30 @@ from prefect.settings import get_current_settings
 from prefect.states import Suspended
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from prefect_xrt import account as accounts
 from prefect_xrt import runs, tasks
 from prefect_xrt.credentials import XRTCredentials
 from prefect_xrt.errors import DeadlineError, FailedLooksError, WaitError, XRTError
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import Job, Outcome, ProductStatus
-from prefect_xrt.request import Product
+from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.runs import CancelPolicy
 from prefect_xrt.sensor import DEADLINE_S, MAX_FAILED_LOOKS, Ending, Until
 
-__all__ = ["KEY_PREFIX", "Seen", "Wait", "Waiting", "cannot_suspend", "wait_for_products"]
+__all__ = [
+    "KEY_PREFIX",
+    "RoomWait",
+    "Seen",
+    "Wait",
+    "Waiting",
+    "await_turn",
+    "cannot_suspend",
+    "job_before",
+    "room_it_waits_for",
+    "suspend",
+    "wait_for_products",
+    "what_it_waits_for",
+]
 
 Waiting = Literal["in-process", "suspended"]
 """How a flow run waits: in its process, or suspended, without one."""
@@ -38,8 +54,10 @@ KEY_PREFIX = "xrt-job-"
 """With this begins the key of a state in which a flow run waits for a job."""
 
 _LABEL = "prefect-xrt.job.{}.{}"
+_ROOM_LABEL = "prefect-xrt.room"
 # The watcher ends a wait at its deadline. Prefect does so only where there is no watcher any more: without a word.
 _GRACE_S = 7 * 86400
+_LONG_S = 365 * 86400
 
 
 class _Known(BaseModel):
@@ -106,6 +124,16 @@ class Seen(_Known):
         return error(self.message, job=job, outcome=self.outcome(job)) if error else None
 
 
+class RoomWait(BaseModel):
+    """What a suspended flow run waits for that may not submit yet, as its label holds it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    key: str
+    service: str
+    credentials: str | None
+
+
 def wait_label(job_id: int) -> str:
     """Return the name of the label that says what is waited for."""
     return _LABEL.format(job_id, "wait")
@@ -118,11 +146,22 @@ def seen_label(job_id: int) -> str:
 
 def what_it_waits_for(run: FlowRun) -> Wait | None:
     """Return what a flow run waits for, by its state and its labels; None where it does not wait for a job."""
-    key = run.state.state_details.pause_key if run.state else None
-    if not key or not key.startswith(KEY_PREFIX):
-        return None
-    wait = Wait.of(run.labels.get(wait_label(int(key.removeprefix(KEY_PREFIX).split("-")[0]))))
+    key = (run.state.state_details.pause_key if run.state else None) or ""
+    job_id = re.match(rf"{KEY_PREFIX}(\d+)-", key)
+    wait = Wait.of(run.labels.get(wait_label(int(job_id[1])))) if job_id else None
     return wait if wait and wait.key == key else None
+
+
+def room_it_waits_for(run: FlowRun) -> RoomWait | None:
+    """Return whose room a flow run waits for; None where it does not wait until it may submit."""
+    key = (run.state.state_details.pause_key if run.state else None) or ""
+    if not key.startswith(runs.ROOM_KEY):
+        return None
+    try:
+        wait = RoomWait.model_validate_json(str(run.labels.get(_ROOM_LABEL)))
+    except ValidationError:
+        return None
+    return wait if wait.key == key else None
 
 
 def cannot_suspend() -> str | None:
@@ -210,6 +249,37 @@ def wait_for_products(
     message = f"Waits for {', '.join(pending)} of {job}, without a process."
     suspend(wait.key, message, give_up_at - time.time() + _GRACE_S)
     raise AssertionError("A flow run that is suspended goes no further.")  # pragma: no cover
+
+
+def await_turn(request: ProductRequest, account: XRTCredentials, record_dir: Path) -> None:
+    """Suspend the flow run until it may submit, if it may not now; to be called in a flow, right before that.
+
+    A run that cannot be suspended waits in the task that submits.
+    """
+    if cannot_suspend():
+        return
+    who = accounts.asker(request, record_dir)
+    with account.get_client() as client:
+        line = accounts.Account(account, client)
+        if line.has_turn(who, request.name):
+            return
+        # Those before it are about to submit, and there is room for all of them: it is not worth a new process.
+        with runs.not_vital("It could not be asked how many wait for room"):
+            if who in [waiting.asker for waiting in line.queue()[: line.room()]]:
+                return
+    key = f"{runs.ROOM_KEY}{time.time_ns()}"
+    wait = RoomWait(key=key, service=account.base_url, credentials=account.block_name)
+    runs.label({_ROOM_LABEL: wait.model_dump_json()})
+    message = f"Waits for room in the account, to submit {request.name}, without a process."
+    suspend(key, message, _LONG_S)
+
+
+def job_before() -> Job | None:
+    """Return the job that this flow run waited for when it was suspended, on whatever machine that was."""
+    if cannot_suspend():
+        return None
+    waits = (Wait.of(text) for text in runs.read_labels().values())
+    return next((wait.job for wait in waits if wait), None)
 
 
 def suspend(key: str, message: str, timeout_s: float) -> None:

@@ -150,7 +150,13 @@ def build_products(
                 job, seen = found
                 record = _put_on_record(output_dir, job, request=encode(wanted), reused=True)
                 get_run_logger().info("Taking %s, which answers the request already.", job)
+        if record is None and waiting == "suspended" and (left := deferral.job_before()):
+            # The folder is that of another machine.
+            job = tasks.attach_job(left.id, account)
+            record = _put_on_record(output_dir, job, request=encode(wanted))
         if record is None:
+            if waiting == "suspended":
+                deferral.await_turn(wanted, account, output_dir)
             try:
                 job = tasks.submit_request(
                     wanted,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
@@ -63,6 +64,9 @@ __all__ = [
 
 CancelPolicy = Literal["never", "when-cancelled", "when-stopped"]
 """When a run's end cancels what its job still builds: never, when the run is cancelled, or also on a crash."""
+
+ROOM_KEY = "xrt-room-"
+"""With this begins the key of a state in which a flow run waits until it may submit."""
 
 _LABEL = "prefect-xrt.job."
 _CANCELLED = "cancelled"
@@ -198,9 +202,17 @@ def attempts_before() -> tuple[datetime, datetime] | None:
     if root.parent_task_run_id is not None:
         with api() as client:
             root = client.read_flow_run(UUID(runtime.root_flow_run_id))
-    if root.run_count <= 1 or root.start_time is None:
+    if root.run_count <= 1 or root.start_time is None or _only_waited(root.id):
         return None
     return root.start_time, context.start_time
+
+
+def _only_waited(run_id: UUID) -> bool:
+    """Whether all earlier processes of a run have ended with waiting for room, before they sent anything."""
+    with api() as client:
+        states = sorted(client.read_flow_run_states(run_id), key=lambda state: state.timestamp)
+    after = [later for earlier, later in pairwise(states) if earlier.is_running()]
+    return all((state.state_details.pause_key or "").startswith(ROOM_KEY) for state in after)
 
 
 class RunClaims(LocalClaims):

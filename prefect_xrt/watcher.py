@@ -31,6 +31,7 @@ from prefect.settings import get_current_settings
 from prefect.variables import Variable
 
 from prefect_xrt import deferral, runs
+from prefect_xrt.account import Account
 from prefect_xrt.client import XRTClient
 from prefect_xrt.credentials import load_credentials
 from prefect_xrt.deferral import Seen, Wait
@@ -91,7 +92,8 @@ class Watcher:
         self._sleep = sleep
         self._timer = timer
         self._lead = _Lead(every_s, timer)
-        self._clients: dict[tuple[str | None, str], XRTClient | None] = {}
+        self._clients: dict[tuple[str | None, str], XRTClient] = {}
+        self._complained: set[str] = set()
         self._followed: dict[str, list[Waiting]] = {}
         self._to_resume: dict[UUID, tuple[Waiting, Seen]] = {}
         self._boards: dict[UUID, Board] = {}
@@ -122,8 +124,7 @@ class Watcher:
                 pool.shutdown(wait=False, cancel_futures=True)
             self._lead.resign()
             for client in self._clients.values():
-                if client:
-                    client.close()
+                client.close()
 
     def _run(
         self, watch: Watch, desk: ThreadPoolExecutor, easel: ThreadPoolExecutor, *, stand_by: bool
@@ -168,12 +169,12 @@ class Watcher:
             with runs.api() as client:
                 if not self._lead.beat(client):
                     return None
+                suspended = list(_suspended(client))
                 found = [
-                    Waiting(run.id, wait)
-                    for run in _suspended(client)
-                    if (wait := deferral.what_it_waits_for(run))
+                    Waiting(run.id, wait) for run in suspended if (wait := deferral.what_it_waits_for(run))
                 ]
                 self._see_to_cancelled(client)
+                self._give_room(client, suspended)
         except Exception as error:
             self._log(
                 f"Prefect's server does not answer as it should ({type(error).__name__}); asking again."
@@ -191,6 +192,27 @@ class Watcher:
                 runs.cancel_jobs_of(run, run.state)
         self._cancelled_since = began_at - _OVERLAP
 
+    def _give_room(self, client: SyncPrefectClient, suspended: list[FlowRun]) -> None:
+        """Let those submit for whom there is room, in the order in which they asked."""
+        asking: dict[tuple[str | None, str], set[UUID]] = {}
+        for run in suspended:
+            room = deferral.room_it_waits_for(run)
+            if room:
+                asking.setdefault((room.credentials, room.service), set()).add(run.id)
+        for (credentials, service), run_ids in asking.items():
+            service_client = self._client(credentials, service)
+            if service_client is None:
+                continue
+            account = Account(load_credentials(credentials), service_client)
+            free = account.room()
+            for place, ticket in enumerate(account.queue()):
+                if ticket.flow_run_id not in run_ids:
+                    continue
+                if place < free:
+                    account.call(ticket)
+                    client.resume_flow_run(ticket.flow_run_id)
+                    self._log(f"Resumed a flow run that waited for room, to submit {ticket.title}.")
+
     def _follow(self, watch: Watch, found: list[Waiting]) -> None:
         """Follow what is waited for now, and forget what is not any more."""
         wanted: dict[str, list[Waiting]] = {}
@@ -203,7 +225,7 @@ class Watcher:
             before = self._followed.get(url)
             if before and {w.wait.key for w in before} == {w.wait.key for w in waitings}:
                 continue
-            client = self._client(waitings[0].wait)
+            client = self._client(waitings[0].wait.credentials, waitings[0].wait.service)
             if client is None:
                 continue
             if before:
@@ -275,18 +297,20 @@ class Watcher:
                 board = self._boards.setdefault(run_id, Board(waiting.wait.job, flow_run_id=run_id))
                 board(outcome)
 
-    def _client(self, wait: Wait) -> XRTClient | None:
+    def _client(self, credentials: str | None, service: str) -> XRTClient | None:
         """Return who asks for a run; None, said once, where the account of it cannot be used here."""
-        name = (wait.credentials, wait.service)
+        name = (credentials, service)
         if name not in self._clients:
             try:
-                account = load_credentials(wait.credentials)
-                if account.base_url != wait.service:
+                account = load_credentials(credentials)
+                if account.base_url != service:
                     raise ConfigurationError(f"The account of this process is for {account.base_url}.")
                 self._clients[name] = account.get_client()
             except XRTError as error:
-                self._log(f"Jobs of {wait.service} cannot be looked at here: {error.message}")
-                self._clients[name] = None
+                if error.message not in self._complained:
+                    self._complained.add(error.message)
+                    self._log(f"Jobs of {service} cannot be looked at here: {error.message}")
+                return None
         return self._clients[name]
 
 
