@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, cast
 
 from prefect import State, flow, get_run_logger
 from prefect.artifacts import create_table_artifact
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from pydantic import BaseModel, Field
@@ -31,6 +32,7 @@ from prefect_xrt.errors import InvalidRequestError, OutputError, ProductsError, 
 from prefect_xrt.forms import titled
 from prefect_xrt.parameters import encode, read_request_file
 from prefect_xrt.records import read_record, read_submission
+from prefect_xrt.reports import artifact_url
 from prefect_xrt.targets import read_targets
 
 CHECK_NAME = "monitor.json"
@@ -249,7 +251,8 @@ def _check(
         told = [*changes.sentences(), *([] if built.succeeded else [built.summary()])]
         if changes.anything:
             facts = changes.model_dump(mode="json", exclude={"job_id", "remarks"})
-            alerts.raise_changed(folder.parent.name, built, told, notifier=notifier, facts=facts)
+            page = _report_url(state, record.job.id)
+            alerts.raise_changed(folder.parent.name, built, told, page, notifier, facts)
         check = Check(
             target=request.name,
             outcome="changed" if changes.anything else "unchanged",
@@ -263,6 +266,18 @@ def _check(
     write_text(folder / CHECK_NAME, check.model_dump_json(indent=2) + "\n")
     _remove_unchanged(folder.parent, folder.name)
     return check
+
+
+def _report_url(state: State[Any], job_id: int) -> str | None:
+    """Return the address of the page that the run of a build shows of its job, if there is one."""
+    with runs.not_vital("The page of the build could not be found"), runs.api() as client:
+        of_build = ArtifactFilter(
+            key=ArtifactFilterKey(any_=[f"xrt-report-{job_id}"]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]),
+        )
+        for page in client.read_artifacts(artifact_filter=of_build):
+            return artifact_url(page.id)
+    return None
 
 
 def _folder(request: ProductRequest, place: Path, run: str) -> Path:

@@ -10,12 +10,13 @@ import warnings
 from pathlib import Path
 from typing import Annotated, cast
 
-from prefect import State, flow, get_run_logger
+from prefect import flow, get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Failed
 
 from prefect_xrt import BuildReport, Product, build_products, cancel_jobs, forms
 from prefect_xrt.archive import folder_name
+from prefect_xrt.deferral import Waiting
 from prefect_xrt.errors import InvalidRequestError, RequestWarning
 from prefect_xrt.flows import Reuse
 from prefect_xrt.forms import titled
@@ -56,6 +57,7 @@ def one_target(
     accept_partial: Annotated[bool, titled("Some products are enough")] = False,
     reuse: Annotated[Reuse, titled("Take an earlier job")] = "never",
     cancel_job: Annotated[CancelPolicy, titled("Cancel the job with the run")] = "when-cancelled",
+    waiting: Annotated[Waiting, titled("Wait")] = "in-process",
 ) -> BuildReport:
     """Build the products of one target into a new folder, below one with its name.
 
@@ -89,6 +91,8 @@ def one_target(
             if none of its products failed (unless-failed); or always.
         cancel_job: Whether what still builds is cancelled: never; when the run is cancelled; or when it is stopped
             in any way, by a crash, too.
+        waiting: in-process; or suspended: the run keeps no process and no slot of a worker while the job builds, and
+            the command prefect-xrt watch, which has to run somewhere, resumes it.
 
     Returns:
         What was built.
@@ -121,7 +125,8 @@ def one_target(
     for note in notes:
         get_run_logger().warning("%s", note.message)
     started = f"{flow_run.scheduled_start_time:%Y%m%dT%H%M%SZ}_{flow_run.id[:8]}"
-    built = build_products(
+    # In this run, not as a run below it: so progress, report and tasks are on the page that somebody watches.
+    return build_products.fn(
         wanted,
         output_root / folder_name(wanted.name) / started,
         credentials or None,
@@ -129,11 +134,8 @@ def one_target(
         reuse=reuse,
         cancel_job=cancel_job,
         notify=notify or None,
-        return_state=True,
+        waiting=waiting,
     )
-    # How the build ended is how this run ends; a state that is made anew says so by its name, too.
-    ending = State(type=built.type, name=built.name, message=built.message, data=built.data)
-    return cast(BuildReport, ending)
 
 
 if __name__ == "__main__":

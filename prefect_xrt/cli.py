@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -780,8 +780,9 @@ def watch(every: float | None) -> None:
     """
     from prefect_xrt.watcher import EVERY_S, Watcher, stopped_by_sigterm  # noqa: PLC0415 - brings in Prefect
 
-    with stopped_by_sigterm():
+    with stopped_by_sigterm(), suppress(KeyboardInterrupt):
         Watcher(every_s=every or EVERY_S, log=_say).run()
+    _say("Stopped. Suspended flow runs stay so until a watcher runs again.")
 
 
 cli.add_command(plot)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from prefect import get_run_logger
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.context import FlowRunContext, TaskRunContext
@@ -33,6 +35,7 @@ from prefect_xrt.runs import CancelPolicy
 from prefect_xrt.sensor import DEADLINE_S, MAX_FAILED_LOOKS, Ending, Until
 
 __all__ = [
+    "HEARTBEAT",
     "KEY_PREFIX",
     "RoomWait",
     "Seen",
@@ -41,6 +44,7 @@ __all__ = [
     "await_turn",
     "cannot_suspend",
     "job_before",
+    "read_heartbeat",
     "room_it_waits_for",
     "suspend",
     "wait_for_products",
@@ -55,6 +59,10 @@ KEY_PREFIX = "xrt-job-"
 
 _LABEL = "prefect-xrt.job.{}.{}"
 _ROOM_LABEL = "prefect-xrt.room"
+HEARTBEAT = "prefect_xrt_watcher"
+"""The Prefect variable in which the watcher that leads leaves a sign of life."""
+
+_STALE = timedelta(minutes=5)
 # The watcher ends a wait at its deadline. Prefect does so only where there is no watcher any more: without a word.
 _GRACE_S = 7 * 86400
 _LONG_S = 365 * 86400
@@ -282,6 +290,22 @@ def job_before() -> Job | None:
     return next((wait.job for wait in waits if wait), None)
 
 
+def read_heartbeat(client: SyncPrefectClient) -> dict[str, Any] | None:
+    """Return what the watcher that leads has left as a sign of life; None where there never was one."""
+    variable = client.read_variable_by_name(HEARTBEAT)
+    return variable.value if variable and isinstance(variable.value, dict) else None
+
+
+def _watcher_is_there() -> bool:
+    """Whether a watcher has given a sign of life in the last minutes, by this machine's clock."""
+    try:
+        with runs.api() as client:
+            at = datetime.fromisoformat(str((read_heartbeat(client) or {})["at"]))
+    except (KeyError, ValueError):
+        return False
+    return datetime.now(UTC) - at < _STALE
+
+
 def suspend(key: str, message: str, timeout_s: float) -> None:
     """Suspend the flow run that this is called in, and leave its process.
 
@@ -291,8 +315,10 @@ def suspend(key: str, message: str, timeout_s: float) -> None:
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None  # noqa: S101, PT018 - asked before
+    if not _watcher_is_there():
+        message += " No watcher seems to run: start one by `prefect-xrt watch`."
     state: Any = Suspended(timeout_seconds=max(1, int(timeout_s)), pause_key=key, message=message)
-    get_run_logger().info("%s", message)
+    get_run_logger().info("%s", state.message)
     with runs.api(retries=8) as client:
         answer = client.set_flow_run_state(context.flow_run.id, state)
         if answer.status is SetStateStatus.ACCEPT:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import SyncPrefectClient
@@ -41,17 +41,13 @@ from prefect_xrt.protocol import Outcome
 from prefect_xrt.sensor import Ending, Watch
 from prefect_xrt.state import LocalLooks
 
-__all__ = ["EVERY_S", "VARIABLE", "Watcher", "seems_to_run", "stopped_by_sigterm"]
+__all__ = ["EVERY_S", "Watcher", "stopped_by_sigterm"]
 
 EVERY_S = 10.0
 """How often the suspended runs are listed, in seconds."""
 
-VARIABLE = "prefect_xrt_watcher"
-"""The Prefect variable in which the watcher that leads leaves its heartbeat."""
-
 _MISSED_BEATS = 6
 _SETTLE_S = 1.0
-_STALE = timedelta(minutes=5)
 _PAGE = 200
 # Runs that were cancelled while no watcher ran; what is older, the service has ended itself.
 _LONG_AGO = timedelta(days=1)
@@ -334,7 +330,7 @@ class _Lead:
 
     def beat(self, client: SyncPrefectClient) -> bool:
         """Show that this watcher lives, and tell whether it leads."""
-        other = _read(client)
+        other = deferral.read_heartbeat(client)
         if other and other.get("watcher") not in (None, self._name):
             self.is_ours = False
             if other != self._seen:
@@ -345,14 +341,14 @@ class _Lead:
         self._write()
         if not self.is_ours:
             time.sleep(self._settle_s)
-            self.is_ours = (_read(client) or {}).get("watcher") == self._name
+            self.is_ours = (deferral.read_heartbeat(client) or {}).get("watcher") == self._name
             self.is_anothers = not self.is_ours
         return self.is_ours
 
     def _write(self) -> None:
         self._beats += 1
         Variable.set(
-            VARIABLE,
+            deferral.HEARTBEAT,
             {"watcher": self._name, "beat": self._beats, "at": datetime.now(UTC).isoformat()},
             overwrite=True,
         )
@@ -362,7 +358,7 @@ class _Lead:
         if self.is_ours:
             self.is_ours = False
             with suppress(Exception):
-                Variable.set(VARIABLE, {"watcher": None}, overwrite=True)
+                Variable.set(deferral.HEARTBEAT, {"watcher": None}, overwrite=True)
 
 
 @contextmanager
@@ -377,21 +373,6 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def seems_to_run() -> bool:
-    """Whether a watcher has given a sign of life in the last minutes, by this machine's clock."""
-    try:
-        with runs.api() as client:
-            at = datetime.fromisoformat(str((_read(client) or {})["at"]))
-    except (KeyError, ValueError):
-        return False
-    return datetime.now(UTC) - at < _STALE
-
-
-def _read(client: SyncPrefectClient) -> dict[str, Any] | None:
-    variable = client.read_variable_by_name(VARIABLE)
-    return variable.value if variable and isinstance(variable.value, dict) else None
 
 
 def _suspended(client: SyncPrefectClient) -> Iterator[FlowRun]:

@@ -81,11 +81,13 @@ class Server:
         found = self.find("artifacts", artifacts={"flow_run_id": {"any_": [str(run_id)]}})
         return {artifact["key"]: artifact for artifact in sorted(found, key=lambda entry: entry["created"])}
 
-    def events(self, name: str, resource: str) -> list[dict[str, Any]]:
-        """Give the events of a name about a resource, once there is one."""
+    def events(self, name: str, resource: str, *runs: object) -> list[dict[str, Any]]:
+        """Give the events of a name about a resource, of any flow run or of some, once there is one."""
 
         def there() -> list[dict[str, Any]] | None:
-            wanted = {"event": {"name": [name]}, "resource": {"id": [resource]}}
+            wanted: dict[str, Any] = {"event": {"name": [name]}, "resource": {"id": [resource]}}
+            if runs:
+                wanted["related"] = {"id": [f"prefect.flow-run.{run}" for run in runs]}
             return list(self.find("events", filter=wanted)["events"]) or None
 
         return self.settled(there)

@@ -44,19 +44,8 @@ def build(request: Any, output_dir: Path, **options: Any) -> State[Any]:
 
 def events_of(server: Server, name: str, resource: str, *runs: State[Any]) -> list[dict[str, Any]]:
     """Give the events of a name that flow runs have raised about a resource, oldest first, once there is one."""
-    ids = {f"prefect.flow-run.{run.state_details.flow_run_id}" for run in runs}
-
-    def there() -> list[dict[str, Any]] | None:
-        found = server.find(
-            "events", filter={"event": {"name": [name]}, "resource": {"id": [resource]}, "order": "ASC"}
-        )
-        return [
-            event
-            for event in found["events"]
-            if ids & {related["prefect.resource.id"] for related in event["related"]}
-        ] or None
-
-    return list(server.settled(there))
+    found = server.events(name, resource, *(run.state_details.flow_run_id for run in runs))
+    return sorted(found, key=lambda event: event["occurred"])
 
 
 def artifact_at(server: Server, url: str) -> dict[str, Any]:

@@ -664,10 +664,12 @@ class TestBuild:
     ) -> None:
         """A terminal shows an error inside the flow in a line or two; the server's log keeps the traceback."""
         service(active_job_limit=0)
-        done = start("build", request_file, "--out", tmp_path / "out", *FAST)
+        out = tmp_path / "out"
+        done = start("build", request_file, "--out", out, *FAST)
         assert done.returncode == 6
         one_line(done)
-        run_id = server.find("flow_runs", sort="START_TIME_DESC", limit=1)[0]["id"]
+        ran = server.find("flow_runs", flows={"name": {"any_": ["build-products"]}}, sort="START_TIME_DESC")
+        (run_id,) = [found["id"] for found in ran if found["parameters"]["output_dir"] == str(out)]
         lines = server.logs(run_id, "Encountered exception")
         assert any("Traceback" in text for _, text in lines)
 

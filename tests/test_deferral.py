@@ -184,8 +184,10 @@ def test_nothing_is_held(lives: Lives) -> None:
     later = {name: lives.state(name)["message"] for name in ("First", "Second")}
     assert sum("Waits for room in the account" in message for message in later.values()) == 1
     job_id = next(job.id for job in lives.emulator.jobs.values() if job.parameters["name"] == "Whole")
-    message = f"Waits for LightCurve, Image of job {job_id} (Whole), without a process."
-    assert lives.state("Whole")["message"] == message
+    assert lives.state("Whole")["message"] == (
+        f"Waits for LightCurve, Image of job {job_id} (Whole), without a process. "
+        "No watcher seems to run: start one by `prefect-xrt watch`."
+    )
     until(lambda: not any(pid_of(run_id) for run_id in lives.runs.values()), "the end of the processes")
     assert lives.emulator.calls("status") == []
 

@@ -303,7 +303,7 @@ class TestBranches:
         assert sum("spec" in look for look in looks) == 3
 
         run_id = state.state_details.flow_run_id
-        (event,) = server.events(ALARM_EVENT, "prefect-xrt.job.801")[:1]
+        (event,) = server.events(ALARM_EVENT, "prefect-xrt.job.801", run_id)
         report = error_of(state).report  # type: ignore[attr-defined]  # a ProductsError has one
         text = report.products[1].text
         assert f"prefect.flow-run.{run_id}" in {entry["prefect.resource.id"] for entry in event["related"]}

@@ -120,6 +120,7 @@ class TestSchema:
             "centroid",
             "reuse",
             "cancel_job",
+            "waiting",
             "light_curve.binning",
             "light_curve.time_format",
             "spectrum.time_slicing",

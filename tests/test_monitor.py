@@ -51,10 +51,16 @@ def jobs(root: Path, name: str) -> list[int | None]:
     return [record.job.id if record else None for record in records]
 
 
-def events(server: Server, name: str) -> list[dict[str, Any]]:
-    """Give the payloads of the events about a target, the oldest first."""
-    found = server.events(CHANGED_EVENT, f"prefect-xrt.target.{folder_name(name)}")
-    return [event["payload"] for event in sorted(found, key=lambda event: event["occurred"])]
+def events(server: Server, root: Path, name: str, job_id: int) -> list[dict[str, Any]]:
+    """Give the payloads of the events about a target below a folder, the oldest first, once that of a job is there."""
+
+    def there() -> list[dict[str, Any]] | None:
+        found = server.events(CHANGED_EVENT, f"prefect-xrt.target.{folder_name(name)}")
+        payloads = [event["payload"] for event in sorted(found, key=lambda event: event["occurred"])]
+        ours = [payload for payload in payloads if root in Path(payload["output_dir"]).parents]
+        return ours if job_id in [payload["job_id"] for payload in ours] else None
+
+    return list(server.settled(there))
 
 
 def message(server: Server, state: State[Any]) -> tuple[str, str]:
@@ -93,13 +99,18 @@ def test_life(server: Server, service: Callable[..., Emulator], root: Path) -> N
     emulator = service(default=READY, new_observations=[0, 2])
     (check,) = run(root, name).result()
     assert (check.target, check.outcome, check.message) == (name, "changed", "The first build: LightCurve.")
-    (told,) = events(server, name)
+    (told,) = events(server, root, name, 801)
     assert (told["job_id"], told["previous_job_id"], told["new_products"]) == (801, None, ["LightCurve"])
+    page = requests.get(f"{server.url}/artifacts/{told['report_url'].rpartition('/')[2]}", timeout=30).json()
+    assert (page["key"], page["description"]) == (
+        "xrt-report-801",
+        f"1 of 1 products of job 801 ({name}) are in {check.output_dir}.",
+    )
     assert [told["output_dir"]] == [str(folder) for folder in builds(root, name)] == [str(check.output_dir)]
 
     second = run(root, name)
     assert message(server, second) == ("Completed", "Targets: 0 changed, 1 unchanged, 0 failed.")
-    assert len(events(server, name)) == 1
+    assert len(events(server, root, name, 801)) == 1
     assert jobs(root, name) == [801, 802]
 
     third = run(root, name)
@@ -108,7 +119,7 @@ def test_life(server: Server, service: Callable[..., Emulator], root: Path) -> N
         "Targets: 1 changed, 0 unchanged, 0 failed. · "
         "GRB 200416A: 14 new bins: WT 6, PC 6, PC upper limits 2. Changed: LightCurve.",
     )
-    told = events(server, name)[1]
+    _, told = events(server, root, name, 803)
     bins = {"WT": 6, "PC": 6, "PC upper limits": 2}
     assert (told["new_bins"], told["changed_products"]) == (bins, ["LightCurve"])
     assert (told["job_id"], told["previous_job_id"]) == (803, 802)
@@ -187,7 +198,8 @@ def test_retry(
         assert builds(root, check.target) == [check.output_dir]
         assert jobs(root, check.target) == [check.changes.job_id]
         assert check == Check.model_validate_json((check.output_dir / CHECK_NAME).read_text())
-        assert [event["job_id"] for event in events(server, check.target)] == [check.changes.job_id]
+        job_id = check.changes.job_id
+        assert [event["job_id"] for event in events(server, root, check.target, job_id)] == [job_id]
 
 
 @pytest.mark.usefixtures("server")

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from prefect_xrt.archive import folder_name
-from prefect_xrt.emulator import Emulator, Timeline
+from prefect_xrt.emulator import Emulator, Fault, Timeline
 from prefect_xrt.errors import InvalidRequestError
 from prefect_xrt.pipelines.one_target import one_target
 
@@ -29,7 +29,7 @@ FIVE: dict[str, Any] = {
 
 class TestRun:
     def test_five_fields(self, server: Server, service: Callable[..., Emulator], tmp_path: Path) -> None:
-        """Five fields build into a folder of the run's own, and the run is named after the target."""
+        """Five fields build into a folder of the run's own; tasks, progress and report belong to the run itself."""
         emulator = service(default=READY)
         state = one_target(**FIVE, output_root=tmp_path, return_state=True)
         run = server.flow_run(state.state_details.flow_run_id)
@@ -43,6 +43,14 @@ class TestRun:
         assert {"lc.tar.gz", "image.tar.gz", "job.json"} <= {file.name for file in folder.iterdir()}
         asked = {"targ": "00966554", "RA": 335.6985, "Dec": -7.5179, "binMeth": "counts", "lc": 1, "image": 1}
         assert asked.items() <= emulator.jobs[801].parameters.items()
+        of_job = "GRB 200416A, job 801"
+        assert sorted(server.task_runs(run["id"])) == [
+            (f"download: Image of {of_job}", "Completed"),
+            (f"download: LightCurve of {of_job}", "Completed"),
+            ("submit: GRB 200416A", "Completed"),
+            (f"wait: {of_job}", "Completed"),
+        ]
+        assert server.artifacts(run["id"]).keys() == {"xrt-progress-801", "xrt-job-801", "xrt-report-801"}
 
     def test_ends_as_the_build(
         self, server: Server, service: Callable[..., Emulator], tmp_path: Path
@@ -53,6 +61,17 @@ class TestRun:
         run = server.flow_run(state.state_details.flow_run_id)
         assert (run["state"]["type"], run["state"]["name"]) == ("FAILED", "Partly")
         assert "not there: Image" in run["state"]["message"]
+
+    def test_retried(self, server: Server, service: Callable[..., Emulator], tmp_path: Path) -> None:
+        """Where Prefect retries the run, it goes on with the same job, in the same folder, to its end."""
+        emulator = service(default=READY)
+        emulator.add_fault(Fault("file", "redirect", location="http://127.0.0.2:9", times=1))
+        patient = one_target.with_options(retries=1)
+        state = patient(**FIVE, output_root=tmp_path, return_state=True)
+        run = server.flow_run(state.state_details.flow_run_id)
+        assert (run["state_name"], run["run_count"]) == ("Completed", 2)
+        assert list(emulator.jobs) == [801]
+        assert len(list((tmp_path / folder_name("GRB 200416A")).iterdir())) == 1
 
     def test_pasted(self, server: Server, service: Callable[..., Emulator], tmp_path: Path) -> None:
         """The reply to an earlier request, pasted, is enough; the run and the folder get its name."""
