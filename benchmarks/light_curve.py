@@ -14,9 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -24,7 +21,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+from common import Page, Spread, forget_peak, in_turns, measure_apart, options_of, peak_bytes, ratios
+
 SIDES = ("prefect-xrt", "swifttools")
+_MB = 1e6
 
 
 def make(bins: int) -> bytes:
@@ -68,21 +68,9 @@ def ours() -> Callable[[bytes], object]:
 def official() -> Callable[[bytes], object]:
     """Return the official client's parser, with all that it needs imported."""
     warnings.simplefilter("ignore")
-    from swifttools.ukssdc.data.download import _handleLightCurve
+    from swifttools.ukssdc.data.download import _handleLightCurve  # type: ignore[import-untyped]
 
     return lambda body: _handleLightCurve(json.loads(body))
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process has had since `forget_peak`."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
-
-
-def forget_peak() -> int:
-    """Let the measuring of the peak begin now, and return how much memory there is now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes()
 
 
 def measure(side: str, file: Path) -> None:
@@ -97,39 +85,35 @@ def measure(side: str, file: Path) -> None:
     del result
 
 
-def show(name: str, values: list[float], unit: str) -> None:
-    """Print a median with its spread."""
-    print(f"  {name:12} {statistics.median(values):8.2f} {unit}  ({min(values):.2f} to {max(values):.2f})")
-
-
 def main() -> None:
-    """Measure both sides in turns, and print the ratios."""
-    parser = argparse.ArgumentParser(description="Parse a long light curve.")
+    """Measure both sides in turns, and print the table."""
+    parser = options_of("Parse a long light curve.", repeats=7)
     parser.add_argument("--bins", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--measure", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, options.file)
         return
-    found: dict[str, list[list[float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory() as folder:
+    bins, repeats = (1000, 1) if options.quick else (options.bins, options.repeats)
+    with tempfile.TemporaryDirectory() as folder, Page(__file__, into_docs=options.write) as page:
         file = Path(folder, "answer.json")
-        file.write_bytes(make(options.bins))
-        print(f"{options.bins} bins, {file.stat().st_size / 1e6:.1f} MB, {options.repeats} repeats")
-        for _ in range(options.repeats):
-            for side in SIDES:
-                command = [sys.executable, __file__, "--measure", side, "--file", str(file)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[side].append(json.loads(done.stdout))
-    for number, (what, unit, scale) in enumerate((("time", "s", 1.0), ("peak memory", "MB", 1e-6))):
-        print(what)
-        for side in SIDES:
-            show(side, [run[number] * scale for run in found[side]], unit)
-        mine, theirs = ([run[number] for run in found[side]] for side in SIDES)
-        ratios = [other / own for own, other in zip(mine, theirs, strict=True)]
-        show("ratio", ratios, "times less")
+        file.write_bytes(make(bins))
+
+        def apart(side: str) -> Callable[[], list[float]]:
+            return lambda: list(measure_apart(__file__, "--measure", side, "--file", str(file)))
+
+        found = in_turns({side: apart(side) for side in SIDES}, repeats)
+        page.say(f"{bins} bins, {file.stat().st_size / _MB:.1f} MB, turns: {repeats}.")
+        rows = []
+        for side, costs in found.items():
+            row = [side]
+            for number, (unit, scale) in enumerate((("s", 1.0), ("MB", 1 / _MB))):
+                values, mine = ([cost[number] for cost in costs_of] for costs_of in (costs, found[SIDES[0]]))
+                row.append(Spread.of([scale * value for value in values]).text(unit))
+                row.append("1" if side == SIDES[0] else ratios(values, mine).text())
+            rows.append(row)
+        page.table(["", "time", "this / ours", "memory", "this / ours"], rows)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ Deploy it with `deployments/prefect.yaml`, or serve it from this machine:
 import csv
 import io
 import re
-import threading
-import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefect_xrt import (
     BuildReport,
-    Pacing,
     Product,
     ProductRequest,
     alerts,
@@ -46,16 +43,15 @@ from prefect_xrt.errors import (
     OutputError,
     ProductsError,
     RequestWarning,
+    UnknownUserError,
     WaitError,
     XRTError,
-    is_transient,
 )
 from prefect_xrt.forms import titled
 from prefect_xrt.parameters import encode
 from prefect_xrt.protocol import ProductState
 from prefect_xrt.records import JobRecord, read_record, read_submission
 from prefect_xrt.runs import CancelPolicy
-from prefect_xrt.sensor import MAX_FAILED_LOOKS
 from prefect_xrt.submission import job_on_record
 from prefect_xrt.targets import Target, read_targets
 
@@ -98,78 +94,6 @@ class SourceReport(BaseModel):
         }
 
 
-class Account:
-    """Room for one more active job of the account, which the service is asked for before each submission.
-
-    The service's count may lag behind, so what was let through a short time ago counts at the least.
-
-    Args:
-        count: Asks the service how many jobs are active.
-        max_active: How many there may be.
-        pause_s: How long to wait before asking again, in seconds; the count may lag by twice that.
-        clock: Gives the time, in seconds.
-    """
-
-    def __init__(
-        self,
-        count: Callable[[], int],
-        max_active: int,
-        pause_s: float,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._count = count
-        self._max_active = max_active
-        self._pause_s = pause_s
-        self._clock = clock
-        self._turn = threading.Lock()
-        self._trouble: XRTError | None = None
-        self._at_least = 0
-        self._settled_at = clock()
-
-    def take_room(self, sleep: Callable[[float], None], log: Callable[[str], None]) -> None:
-        """Wait until there is room for one more job, and take it.
-
-        Args:
-            sleep: Waits, in seconds.
-            log: Takes a line for why it waits.
-
-        Raises:
-            XRTError: The account cannot be used, or the service has not answered for very long; nobody
-                gets room any more.
-        """
-        failures, full = 0, False
-        with self._turn:
-            while True:
-                sleep(0)
-                if self._trouble:
-                    raise self._trouble
-                try:
-                    active = self._count()
-                except XRTError as error:
-                    failures += 1
-                    if failures >= MAX_FAILED_LOOKS or not is_transient(error):
-                        self._trouble = error
-                        raise
-                    if failures == 1:
-                        log(f"The active jobs cannot be counted ({error.message}) Asking again.")
-                else:
-                    failures = 0
-                    if self._clock() < self._settled_at:
-                        active = max(active, self._at_least)
-                    if active < self._max_active:
-                        self._at_least = active + 1
-                        self._settled_at = self._clock() + 2 * self._pause_s
-                        return
-                    if not full:
-                        full = True
-                        log(f"The account has {active} active jobs; waiting until there are fewer.")
-                sleep(self._pause_s)
-
-    def give_back(self) -> None:
-        """Say that a job for which there was room is active no more."""
-        self._at_least -= 1
-
-
 class _Source(NamedTuple):
     target: Target
     request: ProductRequest
@@ -191,14 +115,12 @@ class _Survey:
         self,
         sources: Sequence[_Source],
         output_root: Path,
-        account: Account,
         *,
         max_active: int,
         retry_failed: bool,
         build: Callable[..., Any],
     ) -> None:
         self._output_root = output_root
-        self._account = account
         self._max_active = max_active
         self._retry_failed = retry_failed
         self._build = build
@@ -211,7 +133,7 @@ class _Survey:
             for source, plan in zip(sources, plans, strict=True)
         }
         left = [(source, plan) for source, plan in zip(sources, plans, strict=True) if not plan.done]
-        # What builds already holds its place in the account, so it is looked after first.
+        # What builds already is active, and so is looked after first.
         left.sort(key=lambda entry: entry[1].submits)
         self._waiting = deque(source for source, _ in left)
 
@@ -234,6 +156,7 @@ class _Survey:
                     while self._waiting and len(self._building) < self._max_active:
                         source = self._waiting.popleft()
                         self._building[pool.submit(copy_context().run, self._see_to, source)] = source
+                    self._note_started()
                     self._show()
                     pause(_LOOK_AROUND_S)
                     for future in [future for future in self._building if future.done()]:
@@ -255,6 +178,12 @@ class _Survey:
             self.trouble = error
             self._waiting.clear()
 
+    def _note_started(self) -> None:
+        """Note which sources have become jobs since; until the account has room for one, it waits."""
+        for source in self._building.values():
+            if _builds(source) and self._reports[source.target.name].state == "not started":
+                self._reports[source.target.name] = _report(source, "building")
+
     def _see_to(self, source: _Source) -> SourceReport:
         """Build one source, in a thread of its own.
 
@@ -270,21 +199,21 @@ class _Survey:
             plan = _plan(source, retry_failed=self._retry_failed)
             if plan.done:
                 return _of_build(source, plan.done)
-            if plan.submits:
-                self._account.take_room(sleep, log.info)
-            self._reports[source.target.name] = _report(source, "building")
+            if not plan.submits:
+                self._reports[source.target.name] = _report(source, "building")
             try:
                 with runs.run_of_its_own():
-                    state = self._build(source.request, source.folder, overwrite=plan.overwrite)
-                report, built = _of_state(source, state)
+                    ended = self._build(source.request, source.folder, overwrite=plan.overwrite)
+                report, built = _of_state(source, ended)
             except runs.RunCancelled:
-                self._reports[source.target.name] = _report(source, "cancelled")
+                state: SourceState = "cancelled" if _builds(source) else "not started"
+                self._reports[source.target.name] = _report(source, state)
+                raise
+            except UnknownUserError:
                 raise
             except Exception as error:
                 log.exception("%s could not be built.", source.target.name)
                 return _report(source, "failed", f"{type(error).__name__}: {error}")
-            if plan.submits and report.state != "building":
-                self._account.give_back()
             # One that could not be cancelled is left to the hook.
             if built and report.state in ("done", "partly", "failed"):
                 runs.note_ended(built.job.id)
@@ -345,6 +274,15 @@ def _plan(source: _Source, *, retry_failed: bool) -> _Plan:
     return _Plan(overwrite=True)
 
 
+def _builds(source: _Source) -> bool:
+    """Whether there is a job for a source that was not finished."""
+    try:
+        record = job_on_record(source.folder)
+    except OutputError:
+        return False
+    return record is not None and record.finished_at is None
+
+
 def _holds_others(folder: Path, record: JobRecord) -> bool:
     """Whether there are files of an earlier job, since this one was to replace them."""
     try:
@@ -388,7 +326,14 @@ def _of_build(source: _Source, built: BuildReport, state: SourceState | None = N
 
 
 def _of_state(source: _Source, state: State[Any]) -> tuple[SourceReport, BuildReport | None]:
+    """Return what has become of a source, and the report of its build if there is one.
+
+    Raises:
+        UnknownUserError: The service does not know the account.
+    """
     result = state.result(raise_on_failure=False)
+    if isinstance(result, UnknownUserError):
+        raise result
     built = result if isinstance(result, BuildReport) else getattr(result, "report", None)
     if not isinstance(built, BuildReport):
         reason = result.message if isinstance(result, XRTError) else state.message or state.name or ""
@@ -502,7 +447,7 @@ def survey(
         image: Used only if the products have Image.
         source_detection: Used only if the products have SourceDet.
         request: What the form has no field for, by the service's names, such as {"sss": 1}; added for every source.
-        max_active: How many jobs of the account may be active, whoever submitted them: 1 to 5, as the service asks.
+        max_active: How many jobs this survey may have active at a time, 1 to 5. The limit of the account holds as well.
         credentials: Name of an XRT Credentials block. Empty: the account of the worker's environment.
         notify: A notification block that is told of alerts, as type/name, such as slack-webhook/xrt. Empty: none.
         accept_partial: Whether a source is good even if only some of its products are ready.
@@ -543,6 +488,7 @@ def survey(
         )
     archive.make_directory(output_root)
     alerts.load_notifier(notify or None)
+    load_credentials(credentials or None).get_client().close()
     optional: dict[str, Any] = {"notify": notify} if notify else {}
     build = partial(
         build_products,
@@ -556,12 +502,8 @@ def survey(
     with (
         runs.heard_of(),
         archive.exclusive(output_root / SUMMARY_NAME),
-        load_credentials(credentials or None).get_client() as client,
     ):
-        account = Account(client.count_active_jobs, max_active, Pacing.default(client).floor_s)
-        run = _Survey(
-            wanted, output_root, account, max_active=max_active, retry_failed=retry_failed, build=build
-        )
+        run = _Survey(wanted, output_root, max_active=max_active, retry_failed=retry_failed, build=build)
         try:
             run.run()
             trouble = run.trouble

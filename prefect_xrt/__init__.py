@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         submit_rebin,
         submit_request,
         wait_for_products,
+        watch_jobs,
     )
 
 _ROOMS = {
@@ -88,6 +89,7 @@ _ROOMS = {
         "submit_rebin",
         "submit_request",
         "wait_for_products",
+        "watch_jobs",
     ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
@@ -140,6 +142,7 @@ __all__ = [
     "submit_rebin",
     "submit_request",
     "wait_for_products",
+    "watch_jobs",
 ]
 
 

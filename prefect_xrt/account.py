@@ -55,7 +55,8 @@ __all__ = ["Account", "Waiting", "asker"]
 
 _NOTE, _ASKER, _TITLE, _ROOT, _ALIVE = "note", "asker", "title", "root-flow-run", "alive-s"
 _PAGE = 200
-_GRACE_S = 5.0
+_GRACE_S = 15.0
+_SPARE_S = 5.0
 _NEXT_S = 2.0
 _LEAST_S = 0.4
 _SLOWEST = 10
@@ -63,7 +64,7 @@ _TITLE_CHARACTERS = 200
 _SKEW_S = 2.0
 _LEASE_S = 60.0
 _STUCK_S = 2 * _LEASE_S
-_LEAVE_S = 8.0
+_HURRY_S = 8.0
 _FORGOTTEN = timedelta(days=7)
 
 
@@ -161,11 +162,12 @@ class Account:
         self._note_key = f"xrt-account-{self.digest}"
         self._line_key = f"xrt-queue-{self.digest}"
         self._floor_s = Pacing.default(client).floor_s
-        self._hold_s = 2 * self._floor_s + _GRACE_S
+        self._hold_s = 2 * self._floor_s + _SPARE_S
         self._offset_s: float | None = None
         self._taken_since: tuple[float, _Note | None] | None = None
+        self._kept: SyncPrefectClient | None = None
         self._mine: list[Waiting] = []
-        self._shown = ""
+        self._shown: tuple[UUID, bool] | None = None
         self._alive_until = 0.0
 
     @contextmanager
@@ -174,7 +176,7 @@ class Account:
     ) -> Iterator[None]:
         """Wait until it is this one's turn and there is room, and hold both while something is submitted.
 
-        The ticket stays, so that one whose submission is uncertain keeps its place; see `leave`.
+        Where that fails the ticket stays, so that one whose submission is uncertain keeps its place; see `leave`.
 
         Args:
             who: Who asks, see `asker`.
@@ -185,16 +187,15 @@ class Account:
         Raises:
             XRTError: The account cannot be used, or the service has not answered for very long.
         """
-        turn = self._await(who, title, sleep, log)
-        try:
-            yield
-        except (OutputError, RefusedError, ServiceUnreachableError):
-            self._end(turn, became_a_job=False)
-            raise
-        except BaseException:
-            self._end(turn, became_a_job=True)
-            raise
-        self._end(turn, became_a_job=True)
+        with self._kept_open():
+            turn = self._await(who, title, sleep, log)
+            try:
+                yield
+            except BaseException as stop:
+                nothing_sent = isinstance(stop, OutputError | RefusedError | ServiceUnreachableError)
+                self._end(turn, became_a_job=not nothing_sent, timeout_s=_hurry(stop))
+                raise
+            self._end(turn, became_a_job=True, leave=True)
 
     @contextmanager
     def asking(
@@ -213,18 +214,19 @@ class Account:
             log: Takes a line for why it waits.
         """
         who = asker(request, record_dir)
-        asked = False
 
         def turn() -> AbstractContextManager[None]:
-            nonlocal asked
-            asked = True
             return self.turn(who, request.name, sleep, log)
 
+        timeout_s = None
         try:
             yield turn
+        except BaseException as stop:
+            timeout_s = _hurry(stop)
+            raise
         finally:
-            if asked:
-                self.leave(who)
+            if self._mine:
+                self.leave(who, timeout_s)
 
     def has_turn(self, who: str, title: str) -> bool:
         """Tell whether it is this one's turn and there is room now; it keeps its place in any case.
@@ -251,20 +253,24 @@ class Account:
             return False
         return verdict.may
 
-    def leave(self, who: str) -> None:
-        """Give up a place in the queue; a server that is away is told nothing."""
+    def leave(self, who: str, timeout_s: float | None = None) -> None:
+        """Give up a place in the queue; a server that is away is told nothing.
+
+        Args:
+            who: Who asked, see `asker`.
+            timeout_s: How long to wait for Prefect's server, in seconds; as its settings say by default.
+        """
         with (
             runs.not_vital("The place in the queue for submissions could not be given up"),
-            runs.api(timeout_s=_LEAVE_S) as api,
+            self._api(timeout_s) as api,
         ):
-            for waiting in self._mine or self._view(api).line:
-                if waiting.asker == who:
-                    _drop(api, waiting.ticket)
-            self._mine = []
+            if not any(waiting.asker == who for waiting in self._mine):
+                self._mine = [waiting for waiting in self._view(api).line if waiting.asker == who]
+            self._leave(api)
 
     def queue(self) -> list[Waiting]:
         """Return who waits, in the order of asking."""
-        with runs.api() as api:
+        with self._api() as api:
             return self._view(api).line
 
     def room(self) -> int:
@@ -273,7 +279,7 @@ class Account:
         Raises:
             XRTError: The service did not answer.
         """
-        with runs.api() as api, ExitStack() as stack:
+        with self._api() as api, ExitStack() as stack:
             note = (view := self._view(api)).note
             if self._is_due(note) and (lease := self._take_slot(api, view)):
                 stack.callback(self._let_go, api, lease)
@@ -290,31 +296,53 @@ class Account:
             waiting: Who.
             alive_s: For how long those who asked later wait for it, in seconds.
         """
-        with runs.api() as api, suppress(ObjectNotFound):
+        with self._api() as api, suppress(ObjectNotFound):
             _patch(api, waiting.ticket, ArtifactUpdate(metadata_=_metadata(waiting, alive_s)))
+
+    @contextmanager
+    def _kept_open(self) -> Iterator[None]:
+        """Keep one client for Prefect's server meanwhile: to open one costs more than to ask with it."""
+        with ExitStack() as stack:
+            with suppress(Exception):  # it is tried again where it is needed
+                self._kept = stack.enter_context(runs.api())
+            try:
+                yield
+            finally:
+                self._kept = None
+
+    @contextmanager
+    def _api(self, timeout_s: float | None = None) -> Iterator[SyncPrefectClient]:
+        if self._kept and timeout_s is None:
+            yield self._kept
+            return
+        with runs.api(timeout_s=timeout_s) as api:
+            yield api
 
     def _await(
         self, who: str, title: str, sleep: Callable[[float], None], log: Callable[[str], None]
     ) -> _Turn | None:
         """Wait for a turn; None where Prefect's server is away, and only the service's count was asked."""
-        failures, told, warned = 0, set[bool](), False
+        failures, told, away_since = 0, set[bool](), 0.0
         while True:
             sleep(0)
             try:
                 try:
                     verdict = self._ask(who, title)
+                    away_since = 0.0
                 except _AwayError:
-                    if not warned:
-                        warned = True
+                    if not away_since:
                         get_run_logger().warning(
-                            "It could not be asked whose turn it is to submit; the service's count of jobs alone "
-                            "decides.",
+                            "It cannot be asked whose turn it is to submit; if that stays so, the service's count of "
+                            "jobs alone decides.",
                             exc_info=True,
                         )
-                    verdict = self._by_count_alone()
+                    away_since = away_since or self._now()
+                    verdict = self._without_queue(away_since)
             except XRTError as error:
                 failures += 1
-                if failures >= MAX_FAILED_LOOKS or not is_transient(error):
+                # A run of its own whose service is away from the start fails at once, for a person to see.
+                at_once = not told and runtime.id is not None and runtime.id == runtime.root_flow_run_id
+                if failures >= MAX_FAILED_LOOKS or not is_transient(error) or at_once:
                     raise
                 if failures == 1:
                     log(f"The active jobs cannot be counted ({error.message}) Asking again.")
@@ -337,7 +365,13 @@ class Account:
                 self._renew(verdict)
             sleep(verdict.pause_s)
 
-    def _by_count_alone(self) -> _Verdict:
+    def _without_queue(self, since: float) -> _Verdict:
+        """Let the count alone decide, unless Prefect's server may only be busy, or be started again.
+
+        Then all who wait would see the same room, and take it at once.
+        """
+        if self._now() - since < self._floor_s:
+            return _Verdict(reason="Prefect's server does not answer", pause_s=self._next_s)
         active = self._client.count_active_jobs()
         may = active < self._allowed
         return _Verdict(may=may, reason=self._full(active), full=True, pause_s=self._floor_s)
@@ -349,7 +383,7 @@ class Account:
             XRTError: The service could not be asked.
             _AwayError: Prefect's server could not.
         """
-        with _of_prefect(), runs.api() as api, ExitStack() as stack:
+        with _of_prefect(), self._api() as api, ExitStack() as stack:
             view = self._with_ticket(api, who, title)
             verdict = self._from_afar(view, who)
             if verdict:
@@ -399,8 +433,8 @@ class Account:
         if ahead:
             reasons.append(f"{ahead} asked earlier" if ahead > 1 else "another asked earlier")
         due_s = note.asked_at + self._floor_s - now if note and full else 0.0
-        # Whoever is first knows when to ask next; the others look whether the line has moved.
-        pause_s = max(self._next_s * min(ahead, self._allowed) if ahead else self._next_s / 4, due_s)
+        # Whoever is first asks as soon as may be; the others look a little later whether the line has moved.
+        pause_s = max(0.0, due_s) + self._next_s * (min(ahead, self._allowed) or 0.25)
         if ahead >= 2 * self._allowed:
             # So long a line does not go by in one interval.
             pause_s = max(pause_s, self._floor_s * min(_SLOWEST, ahead // self._allowed))
@@ -409,7 +443,7 @@ class Account:
         )
 
     def _full(self, active: int) -> str:
-        return f"the account has {active} active job{'' if active == 1 else 's'}, and {self._allowed} are allowed"
+        return f"the account has {active} active job{'' if active == 1 else 's'} of {self._allowed} allowed"
 
     @property
     def _next_s(self) -> float:
@@ -427,13 +461,15 @@ class Account:
         # Whoever submitted has let go, or has lost the slot to this one.
         return note.model_copy(update={"count": count, "asked_at": now, "lease": None, "held_until": 0.0})
 
-    def _end(self, turn: _Turn | None, *, became_a_job: bool) -> None:
+    def _end(
+        self, turn: _Turn | None, *, became_a_job: bool, leave: bool = False, timeout_s: float | None = None
+    ) -> None:
         """Let go of the slot, and note what has become of it."""
         if turn is None:
             return
         with (
             runs.not_vital("The turn to submit could not be given back"),
-            runs.api(timeout_s=_LEAVE_S) as api,
+            self._api(timeout_s) as api,
         ):
             try:
                 now = self._now()
@@ -446,6 +482,14 @@ class Account:
                     self._write(api, turn.note_id, after)
             finally:
                 self._let_go(api, turn.lease)
+            if leave:
+                self._leave(api)
+
+    def _leave(self, api: SyncPrefectClient) -> None:
+        while self._mine:
+            with suppress(ObjectNotFound):
+                api.delete_artifact(self._mine[-1].ticket)
+            self._mine.pop()
 
     def _take_slot(self, api: SyncPrefectClient, view: _View) -> UUID | None:
         """Take the one slot; None where another has it. What nobody alive can hold is freed first."""
@@ -477,7 +521,7 @@ class Account:
             try:
                 # Longer than it is held, so that none runs out in the hands of who has noted it.
                 answer = api.increment_concurrency_slots_with_lease(
-                    [self._slot_name], 1, "concurrency", max(_LEASE_S, self._hold_s + 2 * _GRACE_S)
+                    [self._slot_name], 1, "concurrency", max(_LEASE_S, self._hold_s + 2 * _SPARE_S)
                 ).json()
             except httpx.HTTPStatusError as error:
                 if error.response.status_code == httpx.codes.LOCKED:
@@ -555,10 +599,11 @@ class Account:
         mine = self._mine[0]
         alive_s = self._hold_s if verdict.may else 3 * verdict.pause_s + _GRACE_S
         text = f"{mine.title} waits to be submitted: {verdict.reason or 'it is its turn'}."
-        if text == self._shown and self._now() + 2 * verdict.pause_s < self._alive_until:
+        shown = (mine.ticket, verdict.full)
+        if shown == self._shown and self._now() + 2 * verdict.pause_s + _GRACE_S / 2 < self._alive_until:
             return
-        self._shown, self._alive_until = text, self._now() + alive_s
-        with _of_prefect(), runs.api() as api, suppress(ObjectNotFound):
+        self._shown, self._alive_until = shown, self._now() + alive_s
+        with _of_prefect(), self._api() as api, suppress(ObjectNotFound):
             _patch(api, mine.ticket, ArtifactUpdate(data=text, metadata_=_metadata(mine, alive_s)))
 
     def _sweep(self, api: SyncPrefectClient, line: Sequence[Waiting]) -> None:
@@ -626,6 +671,11 @@ def _of_prefect() -> Iterator[None]:
         raise
     except Exception as error:
         raise _AwayError(type(error).__name__) from error
+
+
+def _hurry(stop: BaseException) -> float | None:
+    """Return how long to wait for Prefect's server where a process is being ended, in seconds; else None."""
+    return None if isinstance(stop, Exception) else _HURRY_S
 
 
 def _ahead(line: Sequence[Waiting], who: str) -> int:

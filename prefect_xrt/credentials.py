@@ -17,6 +17,9 @@ from prefect_xrt.errors import ConfigurationError
 __all__ = ["LOGOS", "SERVICE_PAGES", "XRTCredentials", "load_credentials"]
 
 LOGOS = "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9/assets/block-logos"
+MAX_ACTIVE = 5
+"""The service asks for no more than about five active jobs per user."""
+
 SERVICE_PAGES = HttpUrl("https://www.swift.ac.uk/user_objects/API/")
 
 
@@ -28,6 +31,7 @@ class XRTCredentials(CredentialsBlock):
         base_url: Where the service is.
         connect_timeout_s: How long to wait for a connection, in seconds.
         read_timeout_s: How long to wait for the next bytes of an answer, in seconds.
+        max_active: How many jobs of the account may be active, whoever submitted them.
 
     Example:
         Load the account and count the active jobs:
@@ -62,6 +66,13 @@ class XRTCredentials(CredentialsBlock):
     read_timeout_s: float = Field(
         default=60.0, gt=0, title="Read time-out", description="How long to wait for an answer, in seconds."
     )
+    max_active: int = Field(
+        default=MAX_ACTIVE,
+        ge=1,
+        title="Active jobs at most",
+        description="How many jobs of the account may be active, whoever submitted them; the service asks for no "
+        "more than about five.",
+    )
 
     @property
     def block_name(self) -> str | None:
@@ -89,7 +100,7 @@ def load_credentials(
 
     Args:
         credentials: The account, the name of an `XRTCredentials` block, or None for the variables
-            PREFECT_XRT_USER_ID and PREFECT_XRT_BASE_URL.
+            PREFECT_XRT_USER_ID, PREFECT_XRT_BASE_URL and PREFECT_XRT_MAX_ACTIVE.
         environment: Where the variables are.
 
     Raises:
@@ -99,7 +110,9 @@ def load_credentials(
         return credentials
     if credentials is None:
         user_id, base_url = settings_from_environment(environment)
-        return XRTCredentials(user_id=SecretStr(user_id), base_url=base_url)
+        return XRTCredentials(
+            user_id=SecretStr(user_id), base_url=base_url, max_active=_max_active(environment)
+        )
     try:
         return cast(XRTCredentials, XRTCredentials.load(credentials))
     except ValueError as error:
@@ -111,3 +124,12 @@ def load_credentials(
         raise ConfigurationError(
             f"The block {credentials!r} cannot be loaded: Prefect's server does not answer ({type(error).__name__})."
         ) from error
+
+
+def _max_active(environment: Mapping[str, str]) -> int:
+    told = environment.get("PREFECT_XRT_MAX_ACTIVE") or str(MAX_ACTIVE)
+    if not told.isdecimal() or int(told) < 1:
+        raise ConfigurationError(
+            f"PREFECT_XRT_MAX_ACTIVE is {told!r}: it is how many jobs of the account may be active, at least 1."
+        )
+    return int(told)

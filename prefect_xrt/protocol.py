@@ -257,10 +257,28 @@ class ProductStatus(_Noun):
 
         All steps count the same. What has ended counts whole, however it ended.
         """
+        return self._done_at_least_and_most[0]
+
+    @property
+    def done_soon(self) -> float | None:
+        """Which part is done once the innermost step at work is, 0 to 1: it may be over at any moment."""
+        return self._done_at_least_and_most[1]
+
+    @property
+    def done_with_step(self) -> float | None:
+        """Which part is done once the outermost step at work is, 0 to 1."""
         if self.ended:
             return 1.0
         steps = list(_steps(self.progress.get("ProgressSteps")))
-        return _done(steps) if steps else None
+        begun = [step for step in steps if as_number(step.get("StepStatus")) in (_ACTIVE, _DONE)]
+        return len(begun) / len(steps) if steps else None
+
+    @property
+    def _done_at_least_and_most(self) -> tuple[float, float] | tuple[None, None]:
+        if self.ended:
+            return 1.0, 1.0
+        steps = list(_steps(self.progress.get("ProgressSteps")))
+        return _done(steps) if steps else (None, None)
 
     def as_service(self) -> dict[str, JsonValue]:
         """Return the four entries that the official client's `checkProductStatus()` gives per product."""
@@ -918,23 +936,25 @@ def _steps(value: JsonValue) -> Iterator[dict[str, JsonValue]]:
     return (step for step in (value if isinstance(value, list) else []) if isinstance(step, dict))
 
 
-def _done(steps: Sequence[Mapping[str, JsonValue]]) -> float:
-    return sum(map(_part, steps)) / len(steps)
+def _done(steps: Sequence[Mapping[str, JsonValue]]) -> tuple[float, float]:
+    """Return which part of steps is done, and which will be once what is at work now is."""
+    least, most = zip(*map(_part, steps), strict=True)
+    return sum(least) / len(steps), sum(most) / len(steps)
 
 
-def _part(step: Mapping[str, JsonValue]) -> float:
+def _part(step: Mapping[str, JsonValue]) -> tuple[float, float]:
     status = as_number(step.get("StepStatus"))
     if status != _ACTIVE:
-        return 1.0 if status == _DONE else 0.0
+        return (1.0, 1.0) if status == _DONE else (0.0, 0.0)
     inner = list(_steps(step.get("SubStep")))
-    part = _done(inner) if inner else 0.0
+    least, most = _done(inner) if inner else (0.0, 1.0)
     # The steps inside one that is repeated begin anew each time: "Working on observation 14 / 156".
     counts = _COUNT.findall(str(step.get("StepExtra", "")))
     if counts:
         turn, turns = map(int, counts[-1])
         if 0 < turn <= turns:
-            return (turn - 1 + part) / turns
-    return part
+            return (turn - 1 + least) / turns, (turn - 1 + most) / turns
+    return least, most
 
 
 def _step_text(step: Mapping[str, JsonValue]) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -341,27 +341,36 @@ def _is_cancelled() -> bool:
 
 
 @contextmanager
-def cancelled_with_run(job: Job, account: XRTCredentials, policy: CancelPolicy) -> Iterator[None]:
-    """Cancel what a job still builds if the run that follows it is stopped meanwhile, as the policy says.
+def cancelled_with_run(
+    jobs: Job | Collection[Job], account: XRTCredentials, policy: CancelPolicy
+) -> Iterator[None]:
+    """Cancel what jobs still build if the run that follows them is stopped meanwhile, as the policy says.
 
     Ctrl-C cancels a run that was started by hand. What else ends a process from outside is a
     cancellation only where the run's state says so.
+
+    Args:
+        jobs: A job, or those that are followed; who takes one out has it cancelled no more.
+        account: Whose they are.
+        policy: When they are cancelled.
     """
+    jobs = [jobs] if isinstance(jobs, Job) else jobs
     if not runtime.id:
         yield  # outside any run there is none to be cancelled
         return
     try:
-        with not_vital(f"It could not be noted that this run follows {job}"):
-            follow(job, account, policy)
+        with not_vital(f"It could not be noted that this run follows {', '.join(map(str, jobs))}"):
+            follow(jobs, account, policy)
         yield
-    except Exception:
+    except (Exception, GeneratorExit):
         raise
     except BaseException as stop:
         if policy == "when-stopped" or (policy == "when-cancelled" and _is_cancellation(stop)):
             log = get_run_logger()
-            if _cancel(job, account, log.info, log.error):
-                with not_vital(f"It could not be noted that {job} is cancelled"):
-                    label({f"{_LABEL}{job.id}": _CANCELLED})
+            for job in list(jobs):
+                if _cancel(job, account, log.info, log.error):
+                    with not_vital(f"It could not be noted that {job} is cancelled"):
+                        label({f"{_LABEL}{job.id}": _CANCELLED})
         raise
 
 
@@ -391,9 +400,13 @@ def _is_cancellation(stop: BaseException) -> bool:
     return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
 
 
-def follow(job: Job, account: XRTCredentials, policy: CancelPolicy) -> None:
-    """Note on the outermost flow run that it follows a job, and what becomes of the job when it is stopped."""
-    label({f"{_LABEL}{job.id}": policy, f"{_LABEL}{job.id}.credentials": account.block_name or ""})
+def follow(jobs: Collection[Job], account: XRTCredentials, policy: CancelPolicy) -> None:
+    """Note on the outermost flow run that it follows jobs, and what becomes of them when it is stopped."""
+    name = account.block_name or ""
+    label(
+        {f"{_LABEL}{job.id}": policy for job in jobs}
+        | {f"{_LABEL}{job.id}.credentials": name for job in jobs}
+    )
 
 
 def label(labels: dict[str, str]) -> None:

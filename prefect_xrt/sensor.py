@@ -633,7 +633,7 @@ class _Followed:
     def _remember(self, seen: Outcome, at: float) -> None:
         """Keep of each product when its state was first seen, and the last looks since: what pacing goes by."""
         for product, status in seen.statuses.items():
-            sighting = Sighting(at, status.state, status.running_s, status.done)
+            sighting = Sighting.of(status, at)
             history = self._histories.setdefault(product, [])
             if product in self._ended or (history and history[0].state is not sighting.state):
                 history.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -87,6 +88,7 @@ def submit_once(
     flow_run_id: str | None = None,
     asked_between: tuple[datetime, datetime] | None = None,
     settle_s: float = SETTLE_S,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     log: Callable[[str], None] = _logger.info,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -107,6 +109,7 @@ def submit_once(
         asked_between: When an attempt that left no record may have been made, UTC.
         settle_s: How long the list may take to show a job, in seconds; at least two minutes, except on
             this machine.
+        turn: Entered around each attempt that sends something, before word of it is written; it may wait.
         log: Takes a line for what happens.
         sleep: Waits, in seconds.
         now: Gives the time, UTC.
@@ -131,12 +134,16 @@ def submit_once(
         wait_s = max(settle_s, min(asked_wait_s(uncertain and uncertain.__cause__), _PATIENCE_S))
         job = _settle(client, request, open_, claims, directory, wait_s, log, sleep, now) if open_ else None
         if job is None and attempt < _SUBMISSIONS:
-            first = open_.asked_at if open_ else now()
-            open_ = Submission(request=asked, owner=owner, asked_at=first, last_asked_at=now())
-            if directory:
-                write_submission(directory, open_)
+            first = open_.asked_at if open_ else None
             try:
-                job = client.submit(request)
+                with turn():
+                    asked_at = now()
+                    open_ = Submission(
+                        request=asked, owner=owner, asked_at=first or asked_at, last_asked_at=asked_at
+                    )
+                    if directory:
+                        write_submission(directory, open_)
+                    job = client.submit(request)
             except SubmitUncertainError as error:
                 log(f"{error.message} Looking for it in the list of jobs.")
                 uncertain = error

@@ -7,7 +7,7 @@ the same job; two submit tasks with equal inputs in one flow run are one job.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -15,19 +15,21 @@ from typing import Any, Literal
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import INPUTS, NO_CACHE, RUN_ID
-from prefect.runtime import flow_run
+from prefect.runtime import flow_run, task_run
 
 from prefect_xrt import archive, progress, runs, sensor, submission
 from prefect_xrt import rebin as rebinning
+from prefect_xrt.account import Account
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.client import Which
 from prefect_xrt.credentials import XRTCredentials, load_credentials
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
 from prefect_xrt.request import Product, ProductRequest
 from prefect_xrt.results import LightCurve, Position, SourceList, SpectralFits
 from prefect_xrt.runs import CancelPolicy
-from prefect_xrt.sensor import Pacing
+from prefect_xrt.sensor import Ending
 from prefect_xrt.state import LocalLooks
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "submit_rebin",
     "submit_request",
     "wait_for_products",
+    "watch_jobs",
 ]
 
 Credentials = XRTCredentials | str | None
@@ -105,6 +108,8 @@ def submit_request(
 ) -> Job:
     """Submit a request, once per flow run, whatever happens to the answer or to the process.
 
+    It waits until the account has room for one more active job, and whoever asked earlier has had its turn.
+
     Args:
         request: What to build.
         credentials: The account; the one in the environment by default.
@@ -126,7 +131,11 @@ def submit_request(
     asked_between = None
     with runs.not_vital("It could not be asked whether this run was tried before"):
         asked_between = runs.attempts_before()
-    with account.get_client() as client:
+    sleep = runs.pausing()
+    with (
+        account.get_client() as client,
+        Account(account, client).asking(request, record_dir, sleep, logger.info) as turn,
+    ):
         job = submission.submit_once(
             client,
             request,
@@ -136,8 +145,9 @@ def submit_request(
             flow_run_id=flow_run.id,
             asked_between=asked_between,
             settle_s=settle_s,
+            turn=turn,
             log=logger.info,
-            sleep=runs.pausing(),
+            sleep=sleep,
         )
     logger.info("The service accepted %s: %s.", job, ", ".join(product.value for product in job.products))
     return job
@@ -243,6 +253,57 @@ def wait_for_products(
             looks=LocalLooks(account.base_url),
             sleep=runs.pausing(),
         )
+
+
+def _name_of_watch() -> str:
+    return f"watch: {len(task_run.parameters['jobs'])} jobs"
+
+
+@task(name="watch jobs", task_run_name=_name_of_watch, cache_policy=NO_CACHE)
+def watch_jobs(
+    jobs: Sequence[Job],
+    credentials: Credentials = None,
+    *,
+    pacing: Pacing | None = None,
+    deadline_s: float = sensor.DEADLINE_S,
+    max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
+    cancel_job: CancelPolicy = "when-cancelled",
+) -> Iterator[Ending]:
+    """Wait for many jobs in one loop, and hand out each as soon as all its products have ended.
+
+    One task run, however many jobs: `for ending in watch_jobs(jobs): ...` in a flow.
+
+    Args:
+        jobs: The jobs, each once.
+        credentials: The account; the one in the environment by default.
+        pacing: When to look; never more often than once a minute at each job, except on this machine.
+        deadline_s: How long to wait for each, in seconds.
+        max_failed_looks: How many looks in a row at a job may fail.
+        cancel_job: As of `wait_for_products`, for those that have not ended.
+
+    Yields:
+        A job, its outcome, and what went wrong with it, if anything did, which stops none of the others.
+    """
+    account = load_credentials(credentials)
+    left = {job.url: job for job in jobs}
+    with (
+        account.get_client() as client,
+        runs.cancelled_with_run(left.values(), account, cancel_job),
+    ):
+        for ending in sensor.watch_jobs(
+            client,
+            jobs,
+            pacing=pacing,
+            deadline_s=deadline_s,
+            max_failed_looks=max_failed_looks,
+            log=get_run_logger().info,
+            looks=LocalLooks(account.base_url),
+            sleep=runs.pausing(),
+        ):
+            del left[ending.job.url]
+            if ending.outcome and ending.outcome.complete:
+                runs.note_ended(ending.job.id)
+            yield ending
 
 
 @task(name="download", task_run_name=_name("download: {product} of {of}"), cache_policy=NO_CACHE)

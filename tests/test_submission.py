@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,21 @@ class TestAnswered:
         (word,) = seen
         assert word
         assert word.request == encode(request_)
+
+    def test_turn(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """Each time that something is sent it has its turn first, and no word of it is written until then."""
+        one = side(faults=[Fault("submit", "http-500"), Fault("submit", "reset-after")])
+        seen: list[tuple[list[str], int]] = []
+
+        @contextmanager
+        def turn() -> Iterator[None]:
+            seen.append((names(one.directory), len(one.emulator.calls("submit"))))
+            yield
+
+        # The second answer is lost, and the list, which needs no turn, tells the rest.
+        assert one.submit(request_, turn=turn).id == 801
+        assert seen == [([], 0), (["submission.json"], 1)]
+        assert len(one.emulator.calls("submit")) == 2
 
     def test_refused(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """A request that is refused leaves nothing behind."""

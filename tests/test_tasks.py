@@ -22,6 +22,7 @@ from prefect_xrt import (
     retrieve_position,
     submit_request,
     wait_for_products,
+    watch_jobs,
 )
 from prefect_xrt.emulator import Emulator, Fault, Timeline
 from prefect_xrt.errors import (
@@ -41,6 +42,33 @@ pytestmark = pytest.mark.usefixtures("server")
 
 FAST = Pacing(floor_s=0.05, ceiling_s=0.2)
 READY = Timeline.of((4,))
+
+
+class TestWatch:
+    def test_many(self, server: Server, service: Callable[..., Emulator], request_: ProductRequest) -> None:
+        """One task run waits for many jobs, hands each on as it ends, and one that fails hides none."""
+        late, gone = (
+            Timeline.of_looks((3, 2), (4,)),
+            Job(id=99, url="http://127.0.0.1/99", products=(Product.IMAGE,)),
+        )
+        service(default=READY, jobs={"Late": {"lc": late}}, active_job_limit=9)
+
+        @flow
+        def pipeline() -> list[tuple[int, str]]:
+            names = ("Late", "Early", "Broken")
+            jobs = [submit_request(request_.model_copy(update={"name": name})) for name in names]
+            return [
+                (ending.job.id, type(ending.error).__name__ if ending.error else ending.result().describe())
+                for ending in watch_jobs([*jobs, gone], pacing=FAST)
+            ]
+
+        state = pipeline(return_state=True)
+        ready = "LightCurve ready; Spectrum ready; Image ready"
+        ends = state.result()
+        assert sorted(ends[:3]) == [(99, "JobNotFoundError"), (802, ready), (803, ready)]
+        assert ends[3] == (801, ready)
+        names = [name for name, _ in server.task_runs(state.state_details.flow_run_id)]
+        assert names[3:] == ["watch: 4 jobs"]
 
 
 class TestSubmit:
