@@ -105,7 +105,11 @@ def lives(
     url = prefect_process.url
 
     def post(path: str, **body: Any) -> Any:
-        answer = requests.post(f"{url}/{path}", json=body, timeout=30)
+        # A server on SQLite turns calls away where many come at once.
+        while (
+            answer := requests.post(f"{url}/{path}", json=body, timeout=60)
+        ).status_code == requests.codes.unavailable:
+            time.sleep(0.5)
         answer.raise_for_status()
         return answer.json()
 

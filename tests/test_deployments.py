@@ -187,7 +187,7 @@ class TestContainers:
         volumes = {
             volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", ())
         }
-        assert named | {"service"} == services.keys()
+        assert named | {"service", "watcher"} == services.keys()
         assert volumes == content["volumes"].keys()
 
     @pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "kubernetes.yaml"])
