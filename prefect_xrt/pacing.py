@@ -24,8 +24,8 @@ _CEILING, _CALM, _CALMEST = 15, 1.25, 3
 _SHARE = 0.6
 # The pace of late is that since so many looks ago.
 _OF_LATE = 3
-# A step of which nothing is told is taken to last so many times as long as it has.
-_STILL = 3
+# A step of which nothing is told is taken to have so many times as long to go as it has been at work.
+_STILL, _STILL_AFTER_COUNT = 3, 1.5
 # So many floors before a step seems to be over, its end is not approached any further.
 _NEAR = 2
 
@@ -167,5 +167,9 @@ def _left_of_step_s(steps: Sequence[_Steps], running_s: float) -> float:
     begun = next(step for step in steps if step.step == last.step)
     if last.done > begun.done:
         return (last.at - begun.at) * (last.step - last.soon) / (last.done - begun.done)
-    before = [step for step in steps if step.done != last.done]
-    return _STILL * (last.at - before[-1].at if before else running_s)
+    before = next((step for step in reversed(steps) if step.done != last.done), None)
+    if before is None:
+        return _STILL * running_s
+    # After a step that counted, which is one of much work, the rest may be a trifle.
+    counted = before.soon < before.step
+    return (_STILL_AFTER_COUNT if counted else _STILL) * (last.at - before.at)

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from prefect import flow
@@ -86,10 +86,36 @@ class TestDone:
         """Steps count as far as the service tells: those inside one, and the observation it works on."""
         assert look(Image=(3, *steps)).statuses[Product.IMAGE].done == expected
 
+    @pytest.mark.parametrize(
+        ("steps", "soon", "with_step"),
+        [
+            ([step(0), step(0)], 0.0, 0.0),
+            ([step(2), step(1), step(0), step(0)], 0.5, 0.5),
+            ([step(1, StepExtra="Working on observation 3 / 4"), step(0)], 0.375, 0.5),
+            ([step(1, SubStep=[step(2), step(1), step(0), step(0)]), step(0)], 0.25, 0.5),
+            ([step(1, StepExtra="(1/4)", SubStep=[step(1), step(0)]), step(0)], 0.0625, 0.5),
+            ([step(2), step(1)], 1.0, 1.0),
+        ],
+    )
+    def test_soon(self, steps: list[Any], soon: float, with_step: float) -> None:
+        """What is done once the step at work is: the innermost one may be over at any moment."""
+        status = look(Image=(3, *steps)).statuses[Product.IMAGE]
+        assert (status.done_soon, status.done_with_step) == (soon, with_step)
+
+    @pytest.mark.parametrize(
+        ("told", "expected"),
+        [("01:02:03", 3723), ("100:00:00", 360000), ("1:2", None), (5, None), (None, None)],
+    )
+    def test_running_time(self, told: object, expected: float | None) -> None:
+        """The running time is told in hours, minutes and seconds; anything else tells nothing."""
+        progress = cast(Any, {"TimeRunning": told})
+        assert ProductStatus(product=Product.IMAGE, code=3, text="", progress=progress).running_s == expected
+
     @pytest.mark.parametrize("told", [{"GotProgress": 0}, {"GotProgress": 2}, {"ProgressSteps": "?"}, {}])
     def test_nothing_told(self, told: dict[str, Any]) -> None:
         """Where the service tells no steps, nobody knows."""
-        assert ProductStatus(product=Product.IMAGE, code=3, text="Running", progress=told).done is None
+        status = ProductStatus(product=Product.IMAGE, code=3, text="Running", progress=told)
+        assert (status.done, status.done_soon, status.done_with_step) == (None, None, None)
 
     @pytest.mark.parametrize("code", [4, -1, -3, -4])
     def test_ended(self, code: int) -> None:
