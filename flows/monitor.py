@@ -32,7 +32,7 @@ from prefect_xrt.errors import InvalidRequestError, OutputError, ProductsError, 
 from prefect_xrt.forms import titled
 from prefect_xrt.parameters import encode, read_request_file
 from prefect_xrt.records import read_record, read_submission
-from prefect_xrt.reports import artifact_url
+from prefect_xrt.reports import artifact_url, report_key
 from prefect_xrt.targets import read_targets
 
 CHECK_NAME = "monitor.json"
@@ -272,7 +272,7 @@ def _report_url(state: State[Any], job_id: int) -> str | None:
     """Return the address of the page that the run of a build shows of its job, if there is one."""
     with runs.not_vital("The page of the build could not be found"), runs.api() as client:
         of_build = ArtifactFilter(
-            key=ArtifactFilterKey(any_=[f"xrt-report-{job_id}"]),
+            key=ArtifactFilterKey(any_=[report_key(job_id)]),
             flow_run_id=ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id]),
         )
         for page in client.read_artifacts(artifact_filter=of_build):

@@ -11,7 +11,6 @@ All times are those of Prefect's server, since the clocks of the machines may di
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -50,6 +49,7 @@ from prefect_xrt.pacing import Pacing
 from prefect_xrt.reports import of_this_run
 from prefect_xrt.request import ProductRequest
 from prefect_xrt.sensor import MAX_FAILED_LOOKS
+from prefect_xrt.state import digest
 
 __all__ = ["Account", "Waiting", "asker"]
 
@@ -75,7 +75,7 @@ def asker(request: ProductRequest, record_dir: Path | None) -> str:
         request: What is to be submitted.
         record_dir: Where its record goes, as `submit_request` is told.
     """
-    return _digest(f"{runs.submission_owner(record_dir)}:{request.model_dump_json()}")
+    return digest(f"{runs.submission_owner(record_dir)}:{request.model_dump_json()}")
 
 
 class Waiting(NamedTuple):
@@ -153,7 +153,7 @@ class Account:
     """
 
     def __init__(self, credentials: XRTCredentials, client: XRTClient) -> None:
-        self.digest = _digest(f"{credentials.base_url} {credentials.user_id.get_secret_value()}")
+        self.digest = digest(f"{credentials.base_url} {credentials.user_id.get_secret_value()}")
         """What tells this account from others at Prefect's server."""
         self._client = client
         self._allowed = credentials.max_active
@@ -709,7 +709,3 @@ def _patch(api: SyncPrefectClient, artifact_id: UUID, update: ArtifactUpdate) ->
 def _drop(api: SyncPrefectClient, ticket: UUID) -> None:
     with suppress(ObjectNotFound):
         api.delete_artifact(ticket)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

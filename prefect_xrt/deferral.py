@@ -68,12 +68,25 @@ _GRACE_S = 7 * 86400
 _LONG_S = 365 * 86400
 
 
-class _Known(BaseModel):
-    """The last statuses of a job's products, as a label holds them."""
+class _Label(BaseModel):
+    """What a label holds about the wait with a key."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     key: str
+
+    @classmethod
+    def of(cls, text: object) -> Self | None:
+        """Read a label; None where it is not there, or not one of these."""
+        try:
+            return cls.model_validate_json(str(text or ""))
+        except ValidationError:
+            return None
+
+
+class _Known(_Label):
+    """The last statuses of a job's products, as a label holds them."""
+
     looked_at: AwareDatetime | None = None
     statuses: dict[Product, tuple[int | None, str]] = {}
 
@@ -91,14 +104,6 @@ class _Known(BaseModel):
             return {}
         statuses = {product: (status.code, status.text) for product, status in outcome.statuses.items()}
         return {"looked_at": outcome.looked_at, "statuses": statuses}
-
-    @classmethod
-    def of(cls, text: object) -> Self | None:
-        """Read a label; None where it is not there, or not one of these."""
-        try:
-            return cls.model_validate_json(str(text or ""))
-        except ValidationError:
-            return None
 
 
 class Wait(_Known):
@@ -132,12 +137,9 @@ class Seen(_Known):
         return error(self.message, job=job, outcome=self.outcome(job)) if error else None
 
 
-class RoomWait(BaseModel):
+class RoomWait(_Label):
     """What a suspended flow run waits for that may not submit yet, as its label holds it."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    key: str
     service: str
     credentials: str | None
 
@@ -154,7 +156,7 @@ def seen_label(job_id: int) -> str:
 
 def what_it_waits_for(run: FlowRun) -> Wait | None:
     """Return what a flow run waits for, by its state and its labels; None where it does not wait for a job."""
-    key = (run.state.state_details.pause_key if run.state else None) or ""
+    key = _pause_key(run)
     job_id = re.match(rf"{KEY_PREFIX}(\d+)-", key)
     wait = Wait.of(run.labels.get(wait_label(int(job_id[1])))) if job_id else None
     return wait if wait and wait.key == key else None
@@ -162,14 +164,13 @@ def what_it_waits_for(run: FlowRun) -> Wait | None:
 
 def room_it_waits_for(run: FlowRun) -> RoomWait | None:
     """Return whose room a flow run waits for; None where it does not wait until it may submit."""
-    key = (run.state.state_details.pause_key if run.state else None) or ""
-    if not key.startswith(runs.ROOM_KEY):
-        return None
-    try:
-        wait = RoomWait.model_validate_json(str(run.labels.get(_ROOM_LABEL)))
-    except ValidationError:
-        return None
-    return wait if wait.key == key else None
+    key = _pause_key(run)
+    wait = RoomWait.of(run.labels.get(_ROOM_LABEL)) if key.startswith(runs.ROOM_KEY) else None
+    return wait if wait and wait.key == key else None
+
+
+def _pause_key(run: FlowRun) -> str:
+    return (run.state.state_details.pause_key if run.state else None) or ""
 
 
 def cannot_suspend() -> str | None:

@@ -34,6 +34,7 @@ __all__ = [
     "of_this_run",
     "publish_alarm",
     "publish_report",
+    "report_key",
     "show",
     "write_report",
 ]
@@ -206,7 +207,7 @@ def publish_report(
     )
     show(client, table)
     page = ArtifactCreate(
-        key=f"xrt-report-{report.job.id}",
+        key=report_key(report.job.id),
         type="markdown",
         data=pages.report_page(report, asked),
         description=report.summary(),
@@ -286,6 +287,11 @@ def _row(entry: ProductStatus | ProductReport, text: str, times: Times | None) -
 def artifact_key(job_id: int) -> str:
     """Return the key under which the UI shows a job, from its submission to its report."""
     return f"xrt-job-{job_id}"
+
+
+def report_key(job_id: int) -> str:
+    """Return the key of the page that tells what became of a job."""
+    return f"xrt-report-{job_id}"
 
 
 def artifact_url(artifact_id: UUID | None) -> str | None:

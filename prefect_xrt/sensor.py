@@ -30,7 +30,7 @@ from prefect_xrt.pacing import Pacing, Sighting
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
 from prefect_xrt.request import Product
 
-__all__ = ["Ending", "Watch", "wait_for_products", "watch_jobs"]
+__all__ = ["Ending", "Watch", "naming", "wait_for_products", "watch_jobs"]
 
 DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
@@ -425,14 +425,15 @@ def watch_jobs(
                 pacing=pacing,
                 deadline_s=deadline_s,
                 max_failed_looks=max_failed_looks,
-                log=_of(job, say),
+                log=naming(job, say),
                 on_look=on_look,
                 looks=looks,
             )
         yield from watch.endings()
 
 
-def _of(job: Job, say: _Log) -> _Log:
+def naming(job: Job, say: _Log) -> _Log:
+    """Return a log that names the job in every line: among the lines of many, each has to."""
     return lambda line: say(line if line.startswith(str(job)) else f"{job}: {line}")
 
 

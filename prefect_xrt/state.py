@@ -18,7 +18,7 @@ from prefect_xrt.archive import write_text
 from prefect_xrt.errors import OutputError
 from prefect_xrt.protocol import Job, JobSummary, Outcome
 
-__all__ = ["LocalClaims", "LocalLooks"]
+__all__ = ["LocalClaims", "LocalLooks", "digest"]
 
 _LATE = timedelta(minutes=15)
 _logger = logging.getLogger(__name__)
@@ -26,10 +26,11 @@ _logger = logging.getLogger(__name__)
 
 def _folder(kind: str, base_url: str) -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(state, "prefect-xrt", kind, _digest(base_url))
+    return Path(state, "prefect-xrt", kind, digest(base_url))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return a short name for a text, which does not tell it."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -48,7 +49,7 @@ class LocalClaims:
 
     def is_free(self, summary: JobSummary, owner: str) -> bool:
         """Whether a job belongs to nobody else on this machine."""
-        return self._holder(summary.id, summary.submitted_at) in (None, _digest(owner))
+        return self._holder(summary.id, summary.submitted_at) in (None, digest(owner))
 
     def take(self, job: Job, owner: str) -> bool:
         """Make a job the owner's; False where it has become another's meanwhile."""
@@ -57,9 +58,9 @@ class LocalClaims:
             self._folder.mkdir(parents=True, exist_ok=True)
             if place.is_symlink() and self._holder(job.id, job.submitted_at) is None:
                 place.unlink()  # of an ID that was given anew
-            place.symlink_to(f"{datetime.now(UTC).isoformat()} {_digest(owner)}")
+            place.symlink_to(f"{datetime.now(UTC).isoformat()} {digest(owner)}")
         except FileExistsError:
-            return self._holder(job.id, job.submitted_at) == _digest(owner)
+            return self._holder(job.id, job.submitted_at) == digest(owner)
         except OSError as error:
             _logger.warning("It could not be noted that job %d is taken: %s", job.id, error)
         return True

@@ -38,7 +38,7 @@ from prefect_xrt.deferral import Seen, Wait
 from prefect_xrt.errors import ConfigurationError, XRTError
 from prefect_xrt.progress import Board
 from prefect_xrt.protocol import Outcome
-from prefect_xrt.sensor import Ending, Watch
+from prefect_xrt.sensor import Ending, Watch, naming
 from prefect_xrt.state import LocalLooks
 
 __all__ = ["EVERY_S", "Watcher", "stopped_by_sigterm"]
@@ -106,8 +106,7 @@ class Watcher:
         Raises:
             ConfigurationError: No Prefect server is set.
         """
-        url = get_current_settings().api.url
-        if not url:
+        if not get_current_settings().api.url:
             raise ConfigurationError(
                 "No Prefect server is set. Name it by `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
             )
@@ -199,12 +198,11 @@ class Watcher:
             service_client = self._client(credentials, service)
             if service_client is None:
                 continue
+            # How many may be active is read anew, so that it can be changed while this runs.
             account = Account(load_credentials(credentials), service_client)
             free = account.room()
-            for place, ticket in enumerate(account.queue()):
-                if ticket.flow_run_id not in run_ids:
-                    continue
-                if place < free:
+            for ticket in account.queue()[:free]:
+                if ticket.flow_run_id in run_ids:
                     account.call(ticket)
                     client.resume_flow_run(ticket.flow_run_id)
                     self._log(f"Resumed a flow run that waited for room, to submit {ticket.title}.")
@@ -249,7 +247,7 @@ class Watcher:
             pacing=waits[0].pacing,
             deadline_s=max(1e-3, min(wait.give_up_at for wait in waits) - time.time()),
             max_failed_looks=max(wait.max_failed_looks for wait in waits),
-            log=lambda line: self._log(line if line.startswith(str(job)) else f"{job}: {line}"),
+            log=naming(job, self._log),
             on_look=note,
             looks=LocalLooks(waits[0].service),
         )
