@@ -59,6 +59,7 @@ def wait_for_rebin(
     max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
     log: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> Outcome:
@@ -80,6 +81,7 @@ def wait_for_rebin(
             max_failed_looks=max_failed_looks,
             log=log,
             clock=clock,
+            timer=timer,
             sleep=sleep,
             chance=chance,
         )
@@ -114,6 +116,7 @@ def rebin_light_curve(
     max_failed_looks: int = sensor.MAX_FAILED_LOOKS,
     log: Callable[[str], None] | None = None,
     clock: Callable[[], float] = time.time,
+    timer: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     chance: Callable[[], float] = random.random,
 ) -> LightCurve:
@@ -133,6 +136,7 @@ def rebin_light_curve(
         max_failed_looks: How many looks in a row may fail.
         log: Takes a line when something has changed.
         clock: Gives the time, in seconds since 1970.
+        timer: Gives seconds that only ever grow.
         sleep: Waits, in seconds.
         chance: Gives random numbers from 0 to 1.
 
@@ -154,6 +158,7 @@ def rebin_light_curve(
         max_failed_looks=max_failed_looks,
         log=log,
         clock=clock,
+        timer=timer,
         sleep=sleep,
         chance=chance,
     )

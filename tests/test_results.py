@@ -912,7 +912,14 @@ class TestRebin:
 
         binning = Binning(binning="snapshot", dynamic=True, min_snr=2.5, time_format="m")
         curve = rebin_light_curve(
-            client, job, binning, systematics="both", unreliable="with", sleep=sleep, chance=lambda: 0.0
+            client,
+            job,
+            binning,
+            systematics="both",
+            unreliable="with",
+            timer=lambda: sum(waited),
+            sleep=sleep,
+            chance=lambda: 0.0,
         )
         assert curve.binning == "Snapshot"
         assert "WT_nosys_incbad" in curve.curves
@@ -1009,9 +1016,12 @@ class TestRebin:
         def sleep(seconds: float) -> None:
             clock[0] += seconds
 
+        def now() -> float:
+            return clock[0]
+
         with pytest.raises(DeadlineError, match=r"the rebinning 1 of job 801.*deadline") as caught:
             rebin_light_curve(
-                client, job, Binning(binning="obsid"), deadline_s=300, sleep=sleep, clock=lambda: clock[0]
+                client, job, Binning(binning="obsid"), deadline_s=300, sleep=sleep, clock=now, timer=now
             )
         assert (caught.value.job, "attach" in str(caught.value)) == (job, False)
         assert "finish_rebin" in caught.value.__notes__[0]
