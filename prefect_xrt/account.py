@@ -315,7 +315,7 @@ class Account:
         if self._kept and timeout_s is None:
             yield self._kept
             return
-        with runs.api(timeout_s=timeout_s) as api:
+        with runs.api() if timeout_s is None else runs.api(retries=1, timeout_s=timeout_s) as api:
             yield api
 
     def _await(

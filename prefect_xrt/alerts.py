@@ -203,7 +203,7 @@ def raise_alarm(
         Whether Prefect's server took the report; if not, raise the alarm again once it answers.
     """
     page = None
-    with runs.not_vital("The alarm could not be shown"), runs.api(timeout_s=_TIMEOUT_S) as client:
+    with runs.not_vital("The alarm could not be shown"), runs.api(retries=2, timeout_s=_TIMEOUT_S) as client:
         page = reports.publish_alarm(client, job, status, looked_at)
     product = status.product.value
     _raise(
@@ -405,7 +405,7 @@ def _is_known(alert: _Alert) -> bool:
     )
     found: Sequence[Event] = ()
     asking = "It could not be asked whether the alert was raised before"
-    with runs.not_vital(asking), runs.api(timeout_s=_TIMEOUT_S) as client:
+    with runs.not_vital(asking), runs.api(retries=2, timeout_s=_TIMEOUT_S) as client:
         found = client.read_events(wanted, limit=_PAGE).events
     return any(alert.identity.items() <= event.resource.root.items() for event in found)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 from uuid import uuid4
 
 from prefect.blocks.abstract import JobBlock, JobRun
+from prefect.runtime import flow_run
 from prefect.utilities.asyncutils import sync_compatible
 from pydantic import Field, HttpUrl
 
+from prefect_xrt.account import Account
 from prefect_xrt.archive import ProductFile, download_all
+from prefect_xrt.client import XRTClient
 from prefect_xrt.credentials import LOGOS, SERVICE_PAGES, XRTCredentials
 from prefect_xrt.errors import ConfigurationError
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
@@ -85,22 +90,33 @@ class XRTJob(JobBlock[dict[str, ProductFile]]):
     async def trigger(self) -> XRTJobRun:
         """Submit the request, once, and return the run that follows the job.
 
+        In a flow, it waits until the account has room for one more active job.
+
         Raises:
             RequestRefusedError: The service did not accept the parameters.
             SubmitUncertainError: It cannot be told which job, if any, the request has become.
             ServiceUnreachableError: Nothing was sent.
         """
-        with self.credentials.get_client() as client:
-            job = await asyncio.to_thread(
-                submit_once,
+        with self.credentials.get_client() as client, _ending_sleep() as sleep:
+            job = await asyncio.to_thread(self._submit, client, sleep)
+        self.logger.info("Submitted %s for %s.", job, ", ".join(job.products))
+        return XRTJobRun(self, job)
+
+    def _submit(self, client: XRTClient, sleep: Callable[[float], None]) -> Job:
+        with ExitStack() as stack:
+            turn: Callable[[], AbstractContextManager[None]] = nullcontext
+            if flow_run.id:
+                line = Account(self.credentials, client)
+                turn = stack.enter_context(line.asking(self.request, None, sleep, self.logger.info))
+            return submit_once(
                 client,
                 self.request,
                 owner=str(uuid4()),
                 claims=LocalClaims(client.base_url),
+                turn=turn,
                 log=self.logger.info,
+                sleep=sleep,
             )
-        self.logger.info("Submitted %s for %s.", job, ", ".join(job.products))
-        return XRTJobRun(self, job)
 
     @sync_compatible
     async def attach(self, job_id: int) -> XRTJobRun:
@@ -134,27 +150,21 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
             DeadlineError: The block's deadline has passed; the job lives on.
             FailedLooksError: The service told nothing for long; the job lives on.
         """
-        stop = threading.Event()
-
-        def pause(seconds: float) -> None:
-            # The thread of a wait that was cancelled must not go on asking for hours.
-            if stop.wait(seconds):
-                raise asyncio.CancelledError
-
         account = self._block.credentials
-        with account.get_client() as client, cancelled_with_run(self.job, account, self._block.cancel_job):
-            try:
-                self.outcome = await asyncio.to_thread(
-                    wait_for_products,
-                    client,
-                    self.job,
-                    deadline_s=self._block.deadline_s,
-                    log=self.logger.info,
-                    looks=LocalLooks(client.base_url),
-                    sleep=pause,
-                )
-            finally:
-                stop.set()
+        with (
+            account.get_client() as client,
+            cancelled_with_run(self.job, account, self._block.cancel_job),
+            _ending_sleep() as sleep,
+        ):
+            self.outcome = await asyncio.to_thread(
+                wait_for_products,
+                client,
+                self.job,
+                deadline_s=self._block.deadline_s,
+                log=self.logger.info,
+                looks=LocalLooks(client.base_url),
+                sleep=sleep,
+            )
 
     @sync_compatible
     async def fetch_result(self) -> dict[str, ProductFile]:
@@ -187,3 +197,18 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
         """Cancel the products that still build; that one has finished meanwhile is no error."""
         with self._block.credentials.get_client() as client:
             return await asyncio.to_thread(client.cancel, self.job)
+
+
+@contextmanager
+def _ending_sleep() -> Iterator[Callable[[float], None]]:
+    """Provide a sleep that ends with this: the thread of a call that was cancelled must not go on for hours."""
+    stop = threading.Event()
+
+    def sleep(seconds: float) -> None:
+        if stop.wait(seconds):
+            raise asyncio.CancelledError
+
+    try:
+        yield sleep
+    finally:
+        stop.set()

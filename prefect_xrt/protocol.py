@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import quote
 
@@ -697,10 +698,13 @@ def _one_line(text: str) -> str:
 
 
 def _redact(text: str, user_id: str) -> str:
-    if not user_id:
-        return text
+    return _address(user_id).sub("(your address)", text) if user_id else text
+
+
+@lru_cache(maxsize=8)
+def _address(user_id: str) -> re.Pattern[str]:
     spellings = "|".join(map(re.escape, dict.fromkeys((user_id, quote(user_id, safe="")))))
-    return re.sub(rf"(?<![^\W_])(?:{spellings})(?![^\W_])", "(your address)", text, flags=re.IGNORECASE)
+    return re.compile(rf"(?<![^\W_])(?:{spellings})(?![^\W_])", re.IGNORECASE)
 
 
 def _as_int(value: JsonValue) -> int | None:

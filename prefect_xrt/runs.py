@@ -10,26 +10,30 @@ from __future__ import annotations
 import json
 import os
 import re
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from functools import lru_cache
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
+import certifi
+import httpx
 from prefect import Flow, State, get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, SettingsContext, get_settings_context
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as runtime
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, get_current_settings, temporary_settings
+from prefect.settings import get_current_settings
 
 from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.errors import XRTError
@@ -77,6 +81,7 @@ _OLDER = timedelta(minutes=15)
 # What of the grace time is left for the service; Prefect gives half a minute.
 _SERVICE_TIMEOUT_S = 8.0
 _PATIENCE_S = 3600.0
+_BUSY_S, _BUSIER, _BUSIEST_S = 0.1, 5, 8.0
 _OWN_STATE_S = 10.0
 _OWN_STATE_WITH_RUNNER_S = 60.0
 
@@ -131,19 +136,42 @@ def halting_threads() -> Iterator[Halt]:
 
 
 @contextmanager
-def api(retries: int = 2, timeout_s: float | None = None) -> Iterator[SyncPrefectClient]:
+def api(retries: int = 4, timeout_s: float | None = None) -> Iterator[SyncPrefectClient]:
     """Open a client that gives up soon: a server that is away would hold up more than a minute at every call.
 
     Args:
         retries: How often to try again; some there must be where it matters, since a busy server turns calls away.
         timeout_s: How long to wait for an answer, in seconds; as Prefect's settings say by default.
     """
-    settings = None if timeout_s is None else {"timeout": timeout_s}
+    turned_away = count()
+
+    def ask_again_soon(response: httpx.Response) -> None:
+        # SQLite turns a change away where another came between, and Prefect would sleep two seconds and more.
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            pause_s = min(_BUSY_S * _BUSIER ** next(turned_away), _BUSIEST_S)
+            response.headers.setdefault("Retry-After", str(pause_s))
+
+    options: dict[str, Any] = {"event_hooks": {"response": [ask_again_soon]}}
+    if timeout_s is not None:
+        options["timeout"] = timeout_s
+    context = get_settings_context()
+    settings = context.settings
+    if not settings.api.tls_insecure_skip_verify:
+        options["verify"] = _certificates(settings.api.ssl_cert_file or certifi.where())
+    # Prefect's `temporary_settings` reads them all anew, which takes longer than the call.
+    patience = settings.client.model_copy(update={"max_retries": retries})
+    hurried = settings.model_copy(update={"client": patience})
     with (
-        temporary_settings({PREFECT_CLIENT_MAX_RETRIES: retries}),
-        get_client(httpx_settings=settings, sync_client=True) as client,
+        SettingsContext(profile=context.profile, settings=hurried),
+        get_client(httpx_settings=options, sync_client=True) as client,
     ):
         yield client
+
+
+@lru_cache(maxsize=4)
+def _certificates(file: str) -> ssl.SSLContext:
+    """Read certificates once, as Prefect's client does each time that one is made."""
+    return ssl.create_default_context(cafile=file)
 
 
 @contextmanager

@@ -48,9 +48,39 @@ _SETTLE_S = 120.0
 class Server:
     """A Prefect server, asked over its own API, so that tests see what a user of it would see."""
 
-    def __init__(self, url: str, home: Path) -> None:
-        self.url = url
+    def __init__(self, home: Path, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}/api"
         self.home = home
+        self._port = port
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, as a user would, and wait until it answers."""
+        fast = {
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_UI_API_URL": self.url,
+            "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.2",
+            "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
+        }
+        place = ("--host", "127.0.0.1", "--port", str(self._port))
+        with (self.home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "server", "start", *place],
+                env=os.environ | fast,
+                stdout=log,
+                stderr=log,
+            )
+        give_up_at = time.monotonic() + _START_S
+        while not _answers(f"{self.url}/health"):
+            if self._process.poll() is not None or time.monotonic() > give_up_at:
+                pytest.fail(f"No Prefect server: {(self.home / 'server.log').read_text()}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop it; what it knows stays in its folder."""
+        if self._process:
+            self._process.terminate()
+            self._process.wait(30)
 
     def find(self, kind: str, **body: Any) -> Any:
         """Post a filter."""
@@ -125,31 +155,13 @@ def free_port() -> int:
 
 @contextmanager
 def prefect_server(home: Path, port: int) -> Iterator[Server]:
-    """Run a Prefect server, as a user would start one."""
-    fast = {
-        "PREFECT_HOME": str(home),
-        "PREFECT_UI_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_FLUSH_INTERVAL": "0.2",
-        "PREFECT_LOGGING_SERVER_LEVEL": "WARNING",
-    }
-    with (home / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=os.environ | fast,
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            server = Server(f"http://127.0.0.1:{port}/api", home)
-            give_up_at = time.monotonic() + _START_S
-            while not _answers(f"{server.url}/health"):
-                if process.poll() is not None or time.monotonic() > give_up_at:
-                    pytest.fail(f"No Prefect server: {(home / 'server.log').read_text()}")
-                time.sleep(0.2)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(30)
+    """Run a Prefect server."""
+    server = Server(home, port)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

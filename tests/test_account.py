@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import subprocess
 import sys
 import threading
@@ -251,7 +252,7 @@ class TestQueue:
             requests.post(url, json={"state": state}, timeout=30)
             server.logs(waiting.flow_run_id, f"Waiting to submit: {told}.")
 
-        thread = threading.Thread(target=elsewhere)
+        thread = threading.Thread(target=contextvars.copy_context().run, args=[elsewhere])
         thread.start()
         with pytest.raises(runs.RunCancelled):
             submit("waiting")

@@ -7,6 +7,7 @@ import gc
 import importlib.metadata
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,6 +203,23 @@ class TestJob:
         assert list(files) == ["LightCurve", "Spectrum", "Image"]
         assert {tmp_path / "out" / "job_801"} == {file.path.parent for file in files.values()}
         assert all(file.size == file.path.stat().st_size for file in files.values())
+
+    def test_room(self, block: Callable[..., XRTJob]) -> None:
+        """In a flow, it waits for room in the account before it submits."""
+        job_block = block({"default": Timeline.of((3,))})
+        job_block.credentials = job_block.credentials.model_copy(update={"max_active": 1})
+        first = job_block.trigger()
+        end_of_the_first = threading.Timer(2, first.cancel)
+
+        @flow
+        def pipeline() -> int:
+            end_of_the_first.start()
+            job_block.trigger()
+            with job_block.credentials.get_client() as client:
+                return client.count_active_jobs()
+
+        assert pipeline() == 1
+        end_of_the_first.join()
 
     async def _follow(self, job_block: XRTJob) -> dict[str, Any]:
         run = await job_block.trigger()

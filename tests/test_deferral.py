@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 READY, RUNNING = Timeline.of((4,)), Timeline.of((3,))
 LOOKS = Timeline.of_looks((2, 1), (3, 1), (4,))
+# Longer than the tests take, as the fast clock of the service counts.
+LONG_S = 10**8
 SCENARIO: dict[str, Any] = {
     "jobs": {
         "Whole": {"image": READY, "lc": LOOKS},
@@ -37,6 +39,7 @@ SCENARIO: dict[str, Any] = {
         "Cancelled": {"image": RUNNING},
         "Kept": {"image": RUNNING},
         "Overdue": {"image": RUNNING},
+        "Restarted": {"image": Timeline.of((3, LONG_S), (4,))},
     }
 }
 _RESTING = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
@@ -172,6 +175,7 @@ def lives(
             "Kept": start(request("Kept"), cancel_job="never"),
             "First": start(request("First"), credentials="crowded"),
             "Second": start(request("Second"), credentials="crowded"),
+            "Restarted": start(request("Restarted")),
             "Overdue": start(request("Overdue"), bare, output_dir=str(root / "overdue"), deadline_s=8),
         }
         yield Lives(emulator, crowded, root / "products", runs, watchers, watch, state)
@@ -253,6 +257,17 @@ def test_room(lives: Lives) -> None:
     assert states == {"First": "COMPLETED", "Second": "COMPLETED"}
     assert (lives.submitted("First"), lives.submitted("Second")) == (1, 1)
     assert len(lives.crowded.calls("submit")) == 2
+
+
+def test_server_restarted(lives: Lives, prefect_process: Server) -> None:
+    """A server that is gone for a moment takes along neither who waits nor the watcher."""
+    assert lives.state("Restarted")["name"] == "Suspended"
+    prefect_process.stop()
+    lives.emulator.advance(LONG_S)
+    prefect_process.start()
+    assert lives.until("Restarted", *_RESTING)["name"] == "Completed"
+    assert lives.watchers[-1].poll() is None
+    assert (lives.submitted("Restarted"), len(lives.watchers)) == (1, 2)
 
 
 def test_where_it_cannot(

@@ -145,7 +145,7 @@ class TestPage:
             while "\nDone.\n" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.2)
-            server = Server(f"http://127.0.0.1:{port}/api", home)
+            server = Server(home, port)
             of_survey = {"flows": {"name": {"any_": ["survey"]}}}
 
             def of_state(name: str) -> list[dict[str, Any]]:
@@ -199,6 +199,7 @@ class TestContainers:
             "PREFECT_VERSION",  # of the Dockerfile alone
             "PREFECT_XRT_USER_ID",
             "PREFECT_XRT_BASE_URL",
+            "PREFECT_XRT_MAX_ACTIVE",
         }
         used = set(re.findall(r"\bPREFECT_[A-Z_]+\b", text))
         assert used
