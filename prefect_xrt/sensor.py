@@ -547,8 +547,11 @@ class _Followed:
 
     def pause_s(self, now: float, at: float, chance: float) -> float:
         """Return the seconds until the next look."""
-        histories = [self._histories.get(product, ()) for product in self._pending]
-        interval = self._pacing.interval_s(histories, chance)
+        interval = 0.0
+        # What a look that told nothing should have told may be that all is over.
+        if not self._failed_looks:
+            histories = [self._histories.get(product, ()) for product in self._pending]
+            interval = self._pacing.interval_s(histories, chance)
         return self._left_s(max(interval, self._pacing.floor_s, self._retry_after_s), now, at)
 
     def _left_s(self, interval: float, now: float, at: float) -> float:

@@ -721,6 +721,21 @@ class TestWatch:
         # One a minute, after some that came sooner.
         assert len([at for at, _ in world.looks if at < 1800]) < 60
 
+    def test_failed_looks_are_made_up_for(self) -> None:
+        """A job that is looked at seldom is looked at again in a minute, if a look has told nothing of it."""
+        world = Many([40_000])
+        begin, end = 20_000, 22_000
+        world.trouble = lambda _: away() if begin <= world.time - START < end else None
+        with world.watch() as watch:
+            world.follow(watch)
+            list(watch.endings())
+        times = [at for at, _ in world.looks]
+        pauses = [(earlier, later - earlier) for earlier, later in pairwise(times)]
+        made_up = [pause for at, pause in pauses if begin <= at < end]
+        assert len(made_up) > 10
+        assert set(made_up) == {60.0}
+        assert min(pause for at, pause in pauses if end + 60 < at < times[-2]) > 600
+
     def test_one_fault_stops_nobody(self) -> None:
         """A job that the service does not know, and one whose answer breaks something, are ended by themselves."""
         world = Many([100.0] * 4)

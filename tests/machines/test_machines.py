@@ -30,7 +30,7 @@ from urllib3 import Retry
 from prefect_xrt import BuildReport, Image, LightCurve, ProductRequest
 from prefect_xrt.emulator import Emulator, Scenario, Timeline
 
-JOBS = int(os.environ.get("XRT_MACHINES_JOBS", "8"))
+JOBS = int(os.environ.get("XRT_MACHINES_JOBS", "6"))
 pytestmark = [
     pytest.mark.skipif(bool(cluster.missing()), reason=str(cluster.missing())),
     pytest.mark.timeout(600 + 60 * JOBS),
