@@ -119,7 +119,7 @@ def measure_watch(url: str, count: int, window_s: float) -> None:
         ]
         before, cpu = forget_peak(), time.process_time()
         for n, job in enumerate(jobs):
-            watch.follow(client, job, pacing=Steady(), looks=times, log=lambda _: None)
+            watch.follow(client, job, pacing=Steady(floor_s=EVERY_S), looks=times, log=lambda _: None)
             # As jobs that were not all submitted in the same moment.
             if n % 50 == 49:  # noqa: PLR2004 - a second's worth
                 list(watch.endings(EVERY_S * 50 / max(count, 50)))
@@ -204,7 +204,7 @@ class Steady(Pacing):
 def follow(job_id: int) -> None:
     with XRTClient("demo@example.org", sys.argv[2]) as client:
         job = client.attach(job_id)
-    wait_for_products(job, pacing=Steady(), return_state=True)
+    wait_for_products(job, pacing=Steady(floor_s=20.0), return_state=True)
 
 follow(int(sys.argv[1]))
 """

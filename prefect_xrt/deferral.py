@@ -252,8 +252,7 @@ def wait_for_products(
         max_failed_looks=max_failed_looks,
         **_Known.facts(since),
     )
-    runs.follow([job], account, cancel_job)
-    runs.label({wait_label(job.id): wait.model_dump_json()})
+    runs.follow([job], account, cancel_job, {wait_label(job.id): wait.model_dump_json()})
     pending = since.pending if since else job.products
     message = f"Waits for {', '.join(pending)} of {job}, without a process."
     suspend(wait.key, message, give_up_at - time.time() + _GRACE_S)

@@ -16,10 +16,10 @@ from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
-from prefect.settings import get_current_settings
 
 from prefect_xrt.alerts import load_notifier
 from prefect_xrt.errors import ConfigurationError
+from prefect_xrt.runs import server_url
 
 __all__ = ["FOLDER", "WORK_POOL", "deploy"]
 
@@ -44,12 +44,7 @@ def deploy(notify: str | None = None, *, say: Callable[[str], object] = print) -
         ConfigurationError: No Prefect server is set, it does not answer, it has no such block, or it refused
             what was to be deployed.
     """
-    url = get_current_settings().api.url
-    if not url:
-        raise ConfigurationError(
-            "No Prefect server is set. Start one by `prefect server start`, and name it by "
-            "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
-        )
+    url = server_url()
     notifier = load_notifier(notify)
     try:
         with get_client(sync_client=True) as client:

@@ -13,7 +13,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -36,7 +36,7 @@ from prefect.runtime import flow_run as runtime
 from prefect.settings import get_current_settings
 
 from prefect_xrt.credentials import XRTCredentials, load_credentials
-from prefect_xrt.errors import XRTError
+from prefect_xrt.errors import ConfigurationError, XRTError
 from prefect_xrt.protocol import Job, JobSummary
 from prefect_xrt.reports import artifact_key, of_this_run
 from prefect_xrt.state import LocalClaims
@@ -61,6 +61,7 @@ __all__ = [
     "pausing",
     "read_labels",
     "run_of_its_own",
+    "server_url",
     "started_at",
     "submission_owner",
     "will_be_retried",
@@ -133,6 +134,21 @@ def halting_threads() -> Iterator[Halt]:
         raise
     finally:
         _halt.reset(token)
+
+
+def server_url() -> str:
+    """Return the address of the Prefect server that is set, for what cannot do with one that Prefect starts itself.
+
+    Raises:
+        ConfigurationError: None is set.
+    """
+    url = get_current_settings().api.url
+    if not url:
+        raise ConfigurationError(
+            "No Prefect server is set. Start one by `prefect server start`, and name it by "
+            "`prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
+        )
+    return url
 
 
 @contextmanager
@@ -428,12 +444,18 @@ def _is_cancellation(stop: BaseException) -> bool:
     return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
 
 
-def follow(jobs: Collection[Job], account: XRTCredentials, policy: CancelPolicy) -> None:
-    """Note on the outermost flow run that it follows jobs, and what becomes of them when it is stopped."""
+def follow(
+    jobs: Collection[Job],
+    account: XRTCredentials,
+    policy: CancelPolicy,
+    more: Mapping[str, str] | None = None,
+) -> None:
+    """Note on the outermost flow run that it follows jobs, what becomes of them when it is stopped, and more."""
     name = account.block_name or ""
     label(
         {f"{_LABEL}{job.id}": policy for job in jobs}
         | {f"{_LABEL}{job.id}.credentials": name for job in jobs}
+        | dict(more or {})
     )
 
 

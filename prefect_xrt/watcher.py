@@ -27,7 +27,6 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.settings import get_current_settings
 from prefect.variables import Variable
 
 from prefect_xrt import deferral, runs
@@ -106,10 +105,7 @@ class Watcher:
         Raises:
             ConfigurationError: No Prefect server is set.
         """
-        if not get_current_settings().api.url:
-            raise ConfigurationError(
-                "No Prefect server is set. Name it by `prefect config set PREFECT_API_URL=http://127.0.0.1:4200/api`."
-            )
+        runs.server_url()
         desk, easel = ThreadPoolExecutor(1, "desk"), ThreadPoolExecutor(1, "easel")
         try:
             with Watch(sleep=self._sleep, timer=self._timer) as watch:
