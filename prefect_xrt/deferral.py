@@ -27,7 +27,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 from prefect_xrt import account as accounts
 from prefect_xrt import runs, tasks
 from prefect_xrt.credentials import XRTCredentials
-from prefect_xrt.errors import DeadlineError, FailedLooksError, WaitError, XRTError
+from prefect_xrt.errors import DeadlineError, FailedLooksError, WaitError
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import Job, Outcome, ProductStatus
 from prefect_xrt.request import Product, ProductRequest
@@ -311,7 +311,7 @@ def suspend(key: str, message: str, timeout_s: float) -> None:
 
     Raises:
         Pause: The flow run is suspended.
-        XRTError: Prefect's server does not suspend it.
+        RuntimeError: Prefect's server does not suspend it.
     """
     context = FlowRunContext.get()
     assert context is not None and context.flow_run is not None  # noqa: S101, PT018 - asked before
@@ -320,7 +320,7 @@ def suspend(key: str, message: str, timeout_s: float) -> None:
     state: Any = Suspended(timeout_seconds=max(1, int(timeout_s)), pause_key=key, message=message)
     get_run_logger().info("%s", state.message)
     with runs.api(retries=8) as client:
-        answer = client.set_flow_run_state(context.flow_run.id, state)
+        answer = runs.while_busy(client.set_flow_run_state)(context.flow_run.id, state)
         if answer.status is SetStateStatus.ACCEPT:
             raise Pause(state=answer.state)
         # An answer that was lost on the way may have been a yes.
@@ -330,4 +330,4 @@ def suspend(key: str, message: str, timeout_s: float) -> None:
     if now and (now.is_cancelling() or now.is_cancelled()):
         raise runs.RunCancelled
     reason = getattr(answer.details, "reason", None) or answer.status.value
-    raise XRTError(f"This flow run could not be suspended: {reason}")
+    raise RuntimeError(f"This flow run could not be suspended: {reason}")

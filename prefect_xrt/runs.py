@@ -34,6 +34,7 @@ from prefect.context import FlowRunContext, SettingsContext, get_settings_contex
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as runtime
 from prefect.settings import get_current_settings
+from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.errors import ConfigurationError, XRTError
@@ -64,6 +65,7 @@ __all__ = [
     "server_url",
     "started_at",
     "submission_owner",
+    "while_busy",
     "will_be_retried",
 ]
 
@@ -82,7 +84,7 @@ _OLDER = timedelta(minutes=15)
 # What of the grace time is left for the service; Prefect gives half a minute.
 _SERVICE_TIMEOUT_S = 8.0
 _PATIENCE_S = 3600.0
-_BUSY_S, _BUSIER, _BUSIEST_S = 0.1, 5, 8.0
+_BUSY_S, _BUSIER, _BUSIEST_S, _BUSY_AT_MOST_S = 0.1, 5, 2.0, 120.0
 _OWN_STATE_S = 10.0
 _OWN_STATE_WITH_RUNNER_S = 60.0
 
@@ -459,6 +461,24 @@ def follow(
     )
 
 
+def _is_busy(error: BaseException) -> bool:
+    return (
+        isinstance(error, httpx.HTTPStatusError)
+        and error.response.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    )
+
+
+while_busy = retry(
+    retry=retry_if_exception(_is_busy),
+    wait=wait_random_exponential(multiplier=0.2, max=2),
+    stop=stop_after_delay(_BUSY_AT_MOST_S),
+    reraise=True,
+)
+"""Let a call that a run cannot do without be made again while the server turns it away: SQLite does so for long
+where many runs begin at once."""
+
+
+@while_busy
 def label(labels: dict[str, str]) -> None:
     """Write labels on the outermost flow run; those of other names stay."""
     with api() as client:
