@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,6 +179,22 @@ class Service(NamedTuple):
     def environment(self) -> dict[str, str]:
         """The variables by which the package finds it."""
         return {"PREFECT_XRT_USER_ID": ADDRESS, "PREFECT_XRT_BASE_URL": self.url}
+
+
+def official_client(running: str) -> Any:
+    """Import the official client's module of products, and let it ask the service at a URL: it cannot be told where."""
+    warnings.simplefilter("ignore")
+    import requests
+    from swifttools.ukssdc import xrt_prods  # type: ignore[import-untyped]
+
+    send, origin = requests.Session.send, running.removesuffix("/user_objects")
+
+    def redirected(session: Any, request: Any, **options: Any) -> Any:
+        request.url = request.url.replace("https://www.swift.ac.uk", origin)
+        return send(session, request, **options)
+
+    requests.Session.send = redirected  # type: ignore[assignment, method-assign]
+    return xrt_prods
 
 
 @contextmanager

@@ -24,10 +24,9 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import requests
 from common import (
@@ -38,6 +37,7 @@ from common import (
     forget_peak,
     in_turns,
     measure_apart,
+    official_client,
     options_of,
     peak_bytes,
     ratios,
@@ -77,17 +77,7 @@ def fetch_ours(url: str, folder: Path) -> Callable[[], object]:
 
 def fetch_official(url: str, folder: Path) -> Callable[[], object]:
     """Return the official client's download of a job that it has built, with all that it needs imported."""
-    warnings.simplefilter("ignore")
-    from swifttools.ukssdc import xrt_prods  # type: ignore[import-untyped]
-
-    send = requests.Session.send
-
-    def redirected(session: Any, request: requests.PreparedRequest, **options: Any) -> requests.Response:
-        origin = url.removesuffix("/user_objects")
-        request.url = str(request.url).replace("https://www.swift.ac.uk", origin)
-        return send(session, request, **options)
-
-    requests.Session.send = redirected  # type: ignore[assignment, method-assign]  # its address cannot be set
+    xrt_prods = official_client(url)
     request = xrt_prods.XRTProductRequest(ADDRESS, silent=True)
     request.setGlobalPars(
         name="GRB 200416A",

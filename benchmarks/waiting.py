@@ -46,6 +46,7 @@ from common import (
     forget_peak,
     in_turns,
     measure_apart,
+    official_client,
     options_of,
     peak_bytes,
     prefect_server,
@@ -129,19 +130,7 @@ def measure_watch(url: str, count: int, window_s: float) -> None:
 
 def measure_threads(url: str, count: int, window_s: float) -> None:
     """Let threads with the official client ask for a while, and print what it cost."""
-    import warnings
-
-    warnings.simplefilter("ignore")
-    from swifttools.ukssdc import xrt_prods
-
-    send = requests.Session.send
-    origin = url.removesuffix("/user_objects")
-
-    def redirected(session: Any, request: Any, **options: Any) -> Any:
-        request.url = request.url.replace("https://www.swift.ac.uk", origin)
-        return send(session, request, **options)
-
-    requests.Session.send = redirected  # type: ignore[method-assign, assignment]  # as the client cannot be told where to ask
+    xrt_prods = official_client(url)
     times, over = Times(), threading.Event()
 
     def job() -> Any:

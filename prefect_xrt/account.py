@@ -487,8 +487,7 @@ class Account:
 
     def _leave(self, api: SyncPrefectClient) -> None:
         while self._mine:
-            with suppress(ObjectNotFound):
-                api.delete_artifact(self._mine[-1].ticket)
+            _drop(api, self._mine[-1].ticket)
             self._mine.pop()
 
     def _take_slot(self, api: SyncPrefectClient, view: _View) -> UUID | None:

@@ -19,7 +19,6 @@ from prefect_xrt.reports import REPORT_NAME, BuildReport
 
 __all__ = ["copy_products", "upload_products"]
 
-_CHUNK_BYTES = 2**20
 # These need no folders, and some would make a bucket of a name that is mistyped.
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}
 
@@ -97,11 +96,8 @@ def _copy(there: Any, file: ProductFile, place: str) -> bool:
 
 def _digest(there: Any, place: str) -> str:
     """Return the SHA-256 of a file, as the storage gives it back."""
-    digest = hashlib.sha256()
     with there.open(place, "rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

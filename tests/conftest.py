@@ -146,6 +146,15 @@ class Server:
         return found
 
 
+def until(there: Callable[[], Any], what: object = "an answer", patience_s: float = _SETTLE_S) -> Any:
+    """Ask until there is something, and return it."""
+    give_up_at = time.monotonic() + patience_s
+    while not (found := there()):
+        assert time.monotonic() < give_up_at, f"What was waited for has not come: {what}."
+        time.sleep(0.2)
+    return found
+
+
 def free_port() -> int:
     """Find a port that nobody uses."""
     with socket.socket() as probe:

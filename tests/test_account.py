@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from conftest import free_port
+from conftest import free_port, until
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.runtime import flow_run as runtime
@@ -59,15 +59,6 @@ def asked(name: str) -> ProductRequest:
 def submit(name: str) -> int:
     """Submit one request, as any flow does."""
     return submit_request(asked(name)).id
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, "What was waited for did not happen."
-        time.sleep(0.3)
-    return found
 
 
 def names(emulator: Emulator) -> list[str]:

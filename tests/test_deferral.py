@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import requests
+from conftest import until as until_there
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
@@ -42,6 +44,7 @@ SCENARIO: dict[str, Any] = {
         "Restarted": {"image": Timeline.of((3, LONG_S), (4,))},
     }
 }
+_PATIENCE_S = 180.0
 _RESTING = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -73,13 +76,7 @@ class Lives(NamedTuple):
         return sum(job.parameters["name"] == name for job in jobs)
 
 
-def until(there: Callable[[], Any], what: object) -> Any:
-    """Wait until there is something."""
-    give_up_at = time.monotonic() + 180
-    while not (found := there()):
-        assert time.monotonic() < give_up_at, f"What was waited for has not come: {what}."
-        time.sleep(0.2)
-    return found
+until = partial(until_there, patience_s=_PATIENCE_S)
 
 
 def request(name: str, **products: Any) -> ProductRequest:

@@ -19,6 +19,7 @@ from uuid import UUID
 
 import pytest
 import requests
+from conftest import until
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Crashed
@@ -43,15 +44,6 @@ PROGRAM = str(Path(sys.executable).with_name("prefect-xrt"))
 FAST = Pacing(floor_s=0.05, ceiling_s=0.2)
 READY, RUNNING = Timeline.of((4,)), Timeline.of((3,))
 _PATIENCE_S = 120.0
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, "What was waited for did not happen."
-        time.sleep(0.1)
-    return found
 
 
 def cancel(server: Server, run_id: object) -> None:

@@ -28,6 +28,7 @@ from uuid import UUID
 
 import pytest
 import requests
+from conftest import until
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -60,7 +61,6 @@ def night(requests: list[dict], output_root: Path, credentials: str | None = Non
         pacing = {"floor_s": 0.2, "ceiling_s": 0.4}
         build_products(request, output_root / str(number), credentials, pacing=pacing, return_state=True)
 """
-_PATIENCE_S = 120.0
 
 
 def spellings(address: str) -> tuple[set[bytes], set[bytes]]:
@@ -95,15 +95,6 @@ def tells(content: bytes | str) -> str | None:
         if any(needle in lowered for needle in plain) or any(needle in content for needle in coded):
             return whose
     return None
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, "What was waited for did not happen."
-        time.sleep(0.1)
-    return found
 
 
 def request(what: str, **changes: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from conftest import until
 from prefect import State
 from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow
@@ -118,15 +118,6 @@ def hours_passing(emulator: Emulator, when: Callable[[], bool]) -> Iterator[None
     finally:
         over.set()
         thread.join()
-
-
-def until(what: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, "What was waited for did not happen."
-        time.sleep(0.1)
-    return found
 
 
 def cancel(server: Server, run_id: object) -> None:

@@ -11,11 +11,11 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from uuid import uuid4
 import pytest
 import requests
 from conftest import ROOT
+from conftest import until as until_there
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 from prefect_xrt.emulator import Emulator, Timeline
@@ -43,13 +44,7 @@ _PATIENCE_MS = 30_000
 READY, RUNNING = Timeline.of((4,)), Timeline.of((3,))
 
 
-def until(what: Callable[[], Any]) -> Any:
-    """Ask until there is an answer."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while not (found := what()):
-        assert time.monotonic() < give_up_at, "What was waited for did not happen."
-        time.sleep(0.2)
-    return found
+until = partial(until_there, patience_s=_PATIENCE_S)
 
 
 def apart(act: Callable[[], object]) -> None:

@@ -12,15 +12,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import requests
 import yaml
 from conftest import free_port
+from conftest import until as until_there
 from pydantic import SecretStr
 
 from prefect_xrt import BuildReport, Image, LightCurve, ProductRequest, XRTClient, reports
@@ -45,13 +46,7 @@ def missing() -> str | None:
     return None
 
 
-def until(there: Callable[[], Any], what: object, patience_s: float = _START_S) -> Any:
-    """Wait until there is something."""
-    give_up_at = time.monotonic() + patience_s
-    while not (found := there()):
-        assert time.monotonic() < give_up_at, f"What was waited for has not come: {what}."
-        time.sleep(0.3)
-    return found
+until = partial(until_there, patience_s=_START_S)
 
 
 def processes_of(machine: str) -> list[int]:
