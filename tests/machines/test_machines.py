@@ -210,7 +210,7 @@ def strike(machine: Machine, site: Site) -> list[str]:
             machine.thaw()
         return found
 
-    lost: list[str] = until(under_way, "a run on that machine", PATIENCE_S)
+    lost: list[str] = until(under_way, "a run on that machine", patience_s=PATIENCE_S)
     machine.die()
     shutil.rmtree(machine.home / "state", ignore_errors=True)
     return lost
@@ -233,10 +233,10 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             site.start(f"object {number}", OF_ITS_OWN if number % 8 == 7 else str(world.share))
         work(second)
         tell("all are asked for")
-        until(lambda: len(site.emulator.jobs) > 1 + JOBS // 8, "the first jobs", PATIENCE_S)
+        until(lambda: len(site.emulator.jobs) > 1 + JOBS // 8, "the first jobs", patience_s=PATIENCE_S)
         world.servers[0].die()
         tell("a server is gone")
-        until(lambda: len(site.emulator.jobs) > JOBS // 4, "more jobs", PATIENCE_S)
+        until(lambda: len(site.emulator.jobs) > JOBS // 4, "more jobs", patience_s=PATIENCE_S)
         lost = strike(first, site)
         tell(f"a machine is gone, and with it {', '.join(lost)}")
         # As somebody does who knows of it; docs/machines.md has the command.
@@ -255,7 +255,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
             return ended == JOBS
 
         try:
-            until(done, "the end of all runs", PATIENCE_S)
+            until(done, "the end of all runs", patience_s=PATIENCE_S)
         except AssertionError:
             pytest.fail("\n".join(f"{name}: {state}" for name, state in site.states().items()))
         yield Story(world, site, lost)
