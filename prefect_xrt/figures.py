@@ -60,6 +60,7 @@ FORMATS = (".png", ".pdf", ".svg")
 
 Scale = Literal["auto", "linear", "log"]
 
+_ABOUT = {"Title": "Swift XRT"}
 _WIDTH_INCHES = 8.0
 _DPI = 120
 _CAPTION_LETTERS = 145
@@ -490,9 +491,12 @@ def plot_pictures(
     """
     columns = 1 if len(pictures) <= 1 else 2 if len(pictures) <= _TWO_BY_TWO else 3
     rows = max(math.ceil(len(pictures) / columns), 1)
-    height_inches = rows * _WIDTH_INCHES / columns * 0.8 if pictures else 2.0
-    figure = _figure(height_inches + 0.8)
+    height_inches = (rows * _WIDTH_INCHES / columns * 0.8 if pictures else 2.0) + 0.8
+    # Nothing here is as wide as its text: there is no need to look for room, which would take longer than to draw.
+    figure = _figure(height_inches, layout=None)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    edges = {"left": 0.01, "right": 0.99, "bottom": 0.45 / height_inches, "top": 1 - 0.65 / height_inches}
+    figure.subplots_adjust(**edges, wspace=0.04, hspace=0.12)
     for axes in panels:
         axes.set_axis_off()
     for axes, (name, content) in zip(panels, pictures.items(), strict=False):
@@ -523,13 +527,25 @@ def _opened(content: bytes) -> Any:
 
 def to_png(figure: Figure, *, dpi: int = _DPI) -> bytes:
     """Return a figure as PNG, for an artifact or a page."""
-    return _written(figure, "png", dpi)
+    sink = io.BytesIO()
+    canvas, its_dpi = figure.canvas, figure.dpi
+    try:
+        figure.dpi = dpi
+        # `savefig` would draw it all twice, and ask for nothing that the first time tells.
+        require("matplotlib.backends.backend_agg").FigureCanvasAgg(figure).print_png(
+            sink, metadata={**_ABOUT, "Software": SOFTWARE}
+        )
+    finally:
+        figure.set_canvas(canvas)
+        figure.dpi = its_dpi
+    return sink.getvalue()
 
 
 def _written(figure: Figure, form: str, dpi: int) -> bytes:
+    if form == "png":
+        return to_png(figure, dpi=dpi)
     sink = io.BytesIO()
-    about = {"Title": "Swift XRT", ("Software" if form == "png" else "Creator"): SOFTWARE}
-    figure.savefig(sink, format=form, dpi=dpi, metadata=about)
+    figure.savefig(sink, format=form, dpi=dpi, metadata={**_ABOUT, "Creator": SOFTWARE})
     return sink.getvalue()
 
 
@@ -582,11 +598,9 @@ def html_of(result: SpectralFits | SourceList) -> str | None:
     return "".join([*shown, f"<p>{html.escape(str(result.provenance))}</p>"])
 
 
-def _figure(height_inches: float) -> Figure:
-    figure: Figure = require("matplotlib.figure").Figure(
-        figsize=(_WIDTH_INCHES, height_inches), layout="constrained"
-    )
-    return figure
+def _figure(height_inches: float, layout: str | None = "constrained") -> Figure:
+    make = require("matplotlib.figure").Figure
+    return make(figsize=(_WIDTH_INCHES, height_inches), layout=layout)  # type: ignore[no-any-return]
 
 
 def _panels(figure: Figure, count: int) -> Sequence[Axes]:

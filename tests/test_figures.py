@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import os
 import subprocess
@@ -481,6 +482,23 @@ class TestPictures:
         assert grid is not None
         assert (grid.nrows, grid.ncols) == (rows, columns)
 
+    @pytest.mark.parametrize("count", [0, 1, 2, 3, 9])
+    def test_nothing_overlaps(self, count: int) -> None:
+        """Pictures, their names, the title and the caption each have their place in the figure."""
+        figure = figures.plot_pictures(
+            {f"{n}_{'x' * 200}.gif": gif() for n in range(count)}, title="Images", provenance=PROVENANCE
+        )
+        figure.draw_without_rendering()
+        names = [axes.title for axes in figure.axes if axes.get_title()]
+        words = [text.get_window_extent() for text in (*figure.texts, *names)]
+        panels = [axes.get_window_extent() for axes in figure.axes if axes.images]
+        assert (len(words), len(panels)) == (2 + count, count)
+        for one, other in itertools.combinations([*words, *panels], 2):
+            assert not one.overlaps(other)
+        for place in (*words, *panels):
+            assert 0 <= place.x0 < place.x1 <= figure.bbox.x1
+            assert 0 <= place.y0 < place.y1 <= figure.bbox.y1
+
     def test_none(self, tmp_path: Path) -> None:
         """Where there are no pictures, the figure says so."""
         (axes,) = figures.plot_spectrum_images(tmp_path).axes
@@ -540,8 +558,12 @@ class TestSave:
 
     def test_png(self) -> None:
         """The bytes for an artifact are those of a picture in the figure's size."""
-        with Image.open(io.BytesIO(figures.to_png(figures.plot_light_curve(everything()), dpi=50))) as image:
+        figure = figures.plot_light_curve(everything())
+        canvas, dpi = figure.canvas, figure.dpi
+        with Image.open(io.BytesIO(figures.to_png(figure, dpi=50))) as image:
             assert image.size == (400, 350)
+        assert (figure.canvas, figure.dpi) == (canvas, dpi)
+        assert figure.get_size_inches().tolist() == [8, 7]
 
     def test_other_ending(self, tmp_path: Path) -> None:
         """An ending that is none of them is refused."""
