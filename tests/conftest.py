@@ -155,6 +155,17 @@ def until(there: Callable[[], Any], what: object = "an answer", patience_s: floa
     return found
 
 
+def pid_of(run_id: str) -> int:
+    """Find a process of a flow run that a worker has started; 0 where there is none."""
+    for place in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in place.read_bytes():
+                return int(place.parent.name)
+        except OSError:
+            continue
+    return 0
+
+
 def free_port() -> int:
     """Find a port that nobody uses."""
     with socket.socket() as probe:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import requests
+from conftest import pid_of
 from conftest import until as until_there
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
@@ -83,17 +84,6 @@ def request(name: str, **products: Any) -> ProductRequest:
     """Ask for an image of something, or for more."""
     given: dict[str, Any] = {"image": Image()} | products
     return ProductRequest(name=name, targets=["00966554"], ra_deg=1, dec_deg=1, centroid=False, **given)
-
-
-def pid_of(run_id: str) -> int:
-    """Find the process of a flow run; 0 where there is none."""
-    for place in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in place.read_bytes():
-                return int(place.parent.name)
-        except OSError:
-            continue
-    return 0
 
 
 @pytest.fixture(scope="module")

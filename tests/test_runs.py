@@ -19,7 +19,7 @@ from uuid import UUID
 
 import pytest
 import requests
-from conftest import until
+from conftest import pid_of, until
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Crashed
@@ -77,17 +77,6 @@ def deployed_run(server: Server, request_: ProductRequest, tmp_path: Path) -> Ca
         return server.flow_run(run.id)
 
     return start
-
-
-def pid_of(text: str) -> int:
-    """Find the process that runs a flow run of the worker's."""
-    for status in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"PREFECT__FLOW_RUN_ID={text}".encode() in status.read_bytes():
-                return int(status.parent.name)
-        except OSError:
-            continue
-    return 0
 
 
 @pytest.mark.usefixtures("worker")

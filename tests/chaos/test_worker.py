@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 import requests
+from conftest import pid_of
 from harness import HERE, Place, kills, spread
 from requests.adapters import HTTPAdapter
 from urllib3 import Retry
@@ -255,17 +256,6 @@ def compiled(root: Path) -> dict[str, str]:
     if not sys.dont_write_bytecode:
         return {}
     return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(root / "compiled")}
-
-
-def pid_of(run: str) -> int:
-    """Find a process that belongs to a flow run of a worker's; 0 if there is none."""
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            if f"PREFECT__FLOW_RUN_ID={run}".encode() in environment.read_bytes():
-                return int(environment.parent.name)
-        except OSError:
-            continue
-    return 0
 
 
 def pairs(points: Sequence[str], number: int) -> list[tuple[str, str]]:
