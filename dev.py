@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Set up what the project needs, and run it: nothing but Python 3.11 or newer is required.
+"""Set up what the project needs, and run it: nothing but Python 3.11, 3.12 or 3.13 is required.
 
     python3 dev.py demo           run the main job on the embedded service
     python3 dev.py test [...]     run the tests; what follows goes to pytest
@@ -93,8 +93,8 @@ def wheel() -> None:
 
 def main() -> None:
     """Do what the command line asks for."""
-    if sys.version_info < (3, 11):
-        sys.exit("Python 3.11 or newer is needed.")
+    if not (3, 11) <= sys.version_info < (3, 14):
+        sys.exit("Python 3.11, 3.12 or 3.13 is needed.")
     act, *rest = sys.argv[1:] or ["help"]
     if act == "demo":
         programs = environment(ROOT / ".venv", "--editable", ".")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from uuid import uuid4
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -132,8 +133,8 @@ def _put_json(data: object) -> None:
 def cli(ctx: click.Context) -> None:
     """Build products of Swift XRT data at the UK Swift Science Data Centre.
 
-    The account comes from PREFECT_XRT_USER_ID, else from the XRTCredentials block named by --credentials
-    (or PREFECT_XRT_CREDENTIALS). It is no option: other users of the machine see those.
+    The account is that of the XRTCredentials block named by --credentials, else that of PREFECT_XRT_USER_ID,
+    else of the block named by PREFECT_XRT_CREDENTIALS. It is no option: other users of the machine see those.
     """
     ctx.obj = False
 
@@ -224,11 +225,13 @@ _job_argument = click.argument("job_id", metavar="JOB_ID", type=click.IntRange(m
 
 
 def _settings(base_url: str | None, credentials: str | None) -> tuple[str, str]:
-    """Return the registered address and the base URL: from variables, else from a block."""
-    if not os.environ.get("PREFECT_XRT_USER_ID") and credentials:
+    """Return the registered address and the base URL: of a block that an option names, else from variables."""
+    source = click.get_current_context().get_parameter_source("credentials")
+    if credentials and (source is ParameterSource.COMMANDLINE or not os.environ.get("PREFECT_XRT_USER_ID")):
         from prefect_xrt.credentials import load_credentials  # noqa: PLC0415 - brings in Prefect
 
         block = load_credentials(credentials)
+        os.environ.setdefault("PREFECT_XRT_MAX_ACTIVE", str(block.max_active))
         chosen = base_url or os.environ.get("PREFECT_XRT_BASE_URL") or block.base_url
         return block.user_id.get_secret_value(), chosen
     address, url = settings_from_environment()

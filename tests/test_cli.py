@@ -371,22 +371,27 @@ class TestSettings:
         assert len(emulator.jobs) == 1
 
     @pytest.mark.usefixtures("server")
-    def test_variables_before_a_block(
+    def test_block(
         self, service: Callable[..., Emulator], request_file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Variables come before a block; without them, the block serves."""
+        """A block that an option names comes before the variables, and those before one that a variable names."""
         from prefect_xrt import XRTCredentials  # noqa: PLC0415 - takes seconds
 
         emulator = service(users=("first@example.org", "second@example.org"))
-        XRTCredentials(user_id="second@example.org", base_url=emulator.url).save("shell", overwrite=True)
+        # What the shell takes from the block is gone again after the test.
+        monkeypatch.setenv("PREFECT_XRT_MAX_ACTIVE", "")
+        monkeypatch.delenv("PREFECT_XRT_MAX_ACTIVE")
+        block = XRTCredentials(user_id="second@example.org", base_url=emulator.url, max_active=3)
+        block.save("shell", overwrite=True)
         run("submit", request_file, "--credentials", "shell")
-        monkeypatch.delenv("PREFECT_XRT_USER_ID")
-        monkeypatch.delenv("PREFECT_XRT_BASE_URL")
-        run("submit", request_file, "--credentials", "shell")
+        assert os.environ["PREFECT_XRT_MAX_ACTIVE"] == "3"
         monkeypatch.setenv("PREFECT_XRT_CREDENTIALS", "shell")
         run("submit", request_file)
+        monkeypatch.delenv("PREFECT_XRT_USER_ID")
+        monkeypatch.delenv("PREFECT_XRT_BASE_URL")
+        run("submit", request_file)
         users = [job.user for job in emulator.jobs.values()]
-        assert users == ["first@example.org", "second@example.org", "second@example.org"]
+        assert users == ["second@example.org", "first@example.org", "second@example.org"]
 
 
 class TestExitCodes:

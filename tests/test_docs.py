@@ -197,7 +197,12 @@ class TestCompleteness:
             if kind is not errors.ProductsError
         }
         assert told == ended | {
-            "ProductsError": {cli_module._PARTLY, cli_module._FAILED, cli_module._CANCELLED}
+            "ProductsError": {
+                cli_module._PARTLY,
+                cli_module._FAILED,
+                cli_module._CANCELLED,
+                cli_module._FILES,
+            }
         }
         assert told.keys() >= {kind.__name__ for kind, _ in cli_module._EXIT_OF}
 
