@@ -86,6 +86,14 @@ def request(name: str, **products: Any) -> ProductRequest:
     return ProductRequest(name=name, targets=["00966554"], ra_deg=1, dec_deg=1, centroid=False, **given)
 
 
+def send(url: str, body: dict[str, Any] | None = None) -> Any:
+    """Ask Prefect's server for something; on SQLite it turns calls away where many come at once."""
+    while (answer := requests.post(url, json=body, timeout=60)).status_code == requests.codes.unavailable:
+        time.sleep(0.5)
+    answer.raise_for_status()
+    return answer.json()
+
+
 @pytest.fixture(scope="module")
 def lives(
     prefect_process: Server, worker: object, tmp_path_factory: pytest.TempPathFactory
@@ -95,13 +103,7 @@ def lives(
     url = prefect_process.url
 
     def post(path: str, **body: Any) -> Any:
-        # A server on SQLite turns calls away where many come at once.
-        while (
-            answer := requests.post(f"{url}/{path}", json=body, timeout=60)
-        ).status_code == requests.codes.unavailable:
-            time.sleep(0.5)
-        answer.raise_for_status()
-        return answer.json()
+        return send(f"{url}/{path}", body)
 
     deployment = requests.get(f"{url}/deployments/name/one-target/one-target", timeout=30).json()["id"]
     bare = post(
@@ -202,7 +204,7 @@ def test_resumed_by_hand(lives: Lives, prefect_process: Server) -> None:
     """Resumed by somebody before there is anything new, a run suspends itself once more."""
     before = lives.state("Resumed")["state_details"]["pause_key"]
     run_id = lives.runs["Resumed"]
-    requests.post(f"{prefect_process.url}/flow_runs/{run_id}/resume", timeout=30).raise_for_status()
+    send(f"{prefect_process.url}/flow_runs/{run_id}/resume")
     until(
         lambda: lives.state("Resumed")["state_details"]["pause_key"] not in (None, before),
         "the second suspension",
@@ -215,7 +217,7 @@ def test_cancelled_with_nobody_there(lives: Lives, prefect_process: Server) -> N
     for name in ("Cancelled", "Kept"):
         state = {"type": "CANCELLING", "name": "Cancelling"}
         url = f"{prefect_process.url}/flow_runs/{lives.runs[name]}/set_state"
-        requests.post(url, json={"state": state}, timeout=30).raise_for_status()
+        send(url, {"state": state})
         lives.until(name, "CANCELLED")
     assert lives.emulator.calls("cancel") == []
     lives.watch()
