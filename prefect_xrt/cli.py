@@ -231,6 +231,7 @@ def _settings(base_url: str | None, credentials: str | None) -> tuple[str, str]:
         from prefect_xrt.credentials import load_credentials  # noqa: PLC0415 - brings in Prefect
 
         block = load_credentials(credentials)
+        # For a flow that is run in this process, which gets its account by variables.
         os.environ.setdefault("PREFECT_XRT_MAX_ACTIVE", str(block.max_active))
         chosen = base_url or os.environ.get("PREFECT_XRT_BASE_URL") or block.base_url
         return block.user_id.get_secret_value(), chosen

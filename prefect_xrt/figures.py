@@ -492,7 +492,7 @@ def plot_pictures(
     columns = 1 if len(pictures) <= 1 else 2 if len(pictures) <= _TWO_BY_TWO else 3
     rows = max(math.ceil(len(pictures) / columns), 1)
     height_inches = (rows * _WIDTH_INCHES / columns * 0.8 if pictures else 2.0) + 0.8
-    # Nothing here is as wide as its text: there is no need to look for room, which would take longer than to draw.
+    # No axis has numbers or a label: the margins are known, and to look for them would take longer than to draw.
     figure = _figure(height_inches, layout=None)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     edges = {"left": 0.01, "right": 0.99, "bottom": 0.45 / height_inches, "top": 1 - 0.65 / height_inches}
