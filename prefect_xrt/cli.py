@@ -28,10 +28,10 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from prefect_xrt import archive, errors, protocol, records, result_files, results, sensor, submission
+from prefect_xrt import archive, errors, records, result_files, results, sensor, submission
 from prefect_xrt._version import __version__
 from prefect_xrt.client import XRTClient, settings_from_environment
-from prefect_xrt.pacing import FLOOR_S, Pacing
+from prefect_xrt.pacing import Pacing
 from prefect_xrt.parameters import read_request_file
 from prefect_xrt.protocol import ArchiveFormat, Job, Outcome, ProductState
 from prefect_xrt.request import Product, ProductRequest
@@ -343,21 +343,7 @@ def wait(job_id: int, interval: float | None, deadline: float, as_json: bool, **
 
 
 def _look(client: XRTClient, job: Job, products: tuple[str, ...]) -> Outcome:
-    """Look at products of a job, at the service's pace; at one that has ended there is nothing more to see."""
-    looks = LocalLooks(client.base_url)
-    chosen = protocol.choose_products(job, products or None)
-    ended = looks.ended(job)
-    if ended:
-        return ended.model_copy(update={"statuses": {p: ended.statuses[p] for p in chosen}})
-    now, last = time.time(), looks.last(job.id)
-    wait_s = 0.0 if client.is_local or last is None else min(last + FLOOR_S - now, FLOOR_S)
-    if wait_s > 0:
-        _say(
-            f"{job} was looked at just now; waiting {wait_s:.0f} s, since the service asks for a look a minute."
-        )
-        time.sleep(wait_s)
-    looks.note(job.id, time.time())
-    return client.check_product_status(job, chosen)
+    return sensor.look_once(client, job, products or None, looks=LocalLooks(client.base_url), log=_say)
 
 
 def _say(line: str) -> None:

@@ -273,7 +273,7 @@ def await_turn(request: ProductRequest, account: XRTCredentials, record_dir: Pat
             return
         # Those before it are about to submit, and there is room for all of them: it is not worth a new process.
         with runs.not_vital("It could not be asked how many wait for room"):
-            if who in [waiting.asker for waiting in line.queue()[: line.room()]]:
+            if who in [waiting.asker for waiting in line.queue() if waiting.lives][: line.room()]:
                 return
     key = f"{runs.ROOM_KEY}{time.time_ns()}"
     wait = RoomWait(key=key, service=account.base_url, credentials=account.block_name)
@@ -282,12 +282,17 @@ def await_turn(request: ProductRequest, account: XRTCredentials, record_dir: Pat
     suspend(key, message, _LONG_S)
 
 
-def job_before() -> Job | None:
-    """Return the job that this flow run waited for when it was suspended, on whatever machine that was."""
+def job_before() -> tuple[Job, bool] | None:
+    """Return the job that this flow run waited for when it was suspended, on whatever machine that was.
+
+    Beside it, whether the run had found it, and not submitted it.
+    """
     if cannot_suspend():
         return None
-    waits = (Wait.of(text) for text in runs.read_labels().values())
-    return next((wait.job for wait in waits if wait), None)
+    labels = runs.read_labels()
+    waits = (Wait.of(text) for text in labels.values())
+    job = next((wait.job for wait in waits if wait), None)
+    return (job, runs.has_reused(labels, job.id)) if job else None
 
 
 def read_heartbeat(client: SyncPrefectClient) -> dict[str, Any] | None:

@@ -30,7 +30,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext, SettingsContext, get_settings_context
+from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, get_settings_context
+from prefect.exceptions import Pause
 from prefect.logging.loggers import flow_run_logger
 from prefect.runtime import flow_run as runtime
 from prefect.settings import get_current_settings
@@ -55,16 +56,19 @@ __all__ = [
     "cancelled_with_run",
     "follow",
     "halting_threads",
+    "has_reused",
     "heard_of",
     "label",
     "not_vital",
     "note_ended",
+    "note_reused",
     "pausing",
     "read_labels",
     "run_of_its_own",
     "server_url",
     "started_at",
     "submission_owner",
+    "submitted",
     "while_busy",
     "will_be_retried",
 ]
@@ -78,6 +82,7 @@ ROOM_KEY = "xrt-room-"
 _LABEL = "prefect-xrt.job."
 _CANCELLED = "cancelled"
 _ENDED = "ended"
+_REUSED = ".reused"
 _OWNER = "prefect-xrt-owner"
 _SERVICE = "prefect-xrt-service"
 _OLDER = timedelta(minutes=15)
@@ -240,17 +245,24 @@ def submission_owner(directory: Path | None) -> str:
 
 
 def attempts_before() -> tuple[datetime, datetime] | None:
-    """Return between when an earlier attempt of this run may have sent something, UTC; None if there was none."""
-    context = FlowRunContext.get()
+    """Return between when an earlier attempt may have sent something, UTC; None if there was none.
+
+    It may have been one of the task, of the flow around it, or of any flow that has called that.
+    """
+    context, task = FlowRunContext.get(), TaskRunContext.get()
     if context is None or context.flow_run is None:
         return None
-    root = context.flow_run
-    if root.parent_task_run_id is not None:
+    run = context.flow_run
+    is_another = task is not None and task.task_run.run_count > 1
+    if run.parent_task_run_id is not None:
         with api() as client:
-            root = client.read_flow_run(UUID(runtime.root_flow_run_id))
-    if root.run_count <= 1 or root.start_time is None or _only_waited(root.id):
-        return None
-    return root.start_time, context.start_time
+            while run.parent_task_run_id is not None:
+                is_another = is_another or run.run_count > 1
+                caller = client.read_task_run(run.parent_task_run_id)
+                assert caller.flow_run_id is not None  # noqa: S101 - a flow is called by a flow
+                run = client.read_flow_run(caller.flow_run_id)
+    is_another = is_another or (run.run_count > 1 and not _only_waited(run.id))
+    return (run.start_time, datetime.now(UTC)) if is_another and run.start_time else None
 
 
 def _only_waited(run_id: UUID) -> bool:
@@ -386,9 +398,61 @@ def _is_cancelled() -> bool:
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
+class _Care:
+    """The jobs that a run cancels when it is stopped, and how."""
+
+    def __init__(
+        self, jobs: Collection[Job], account: XRTCredentials, policy: CancelPolicy, around: _Care | None
+    ) -> None:
+        self._jobs = jobs
+        self._more: list[Job] = []
+        self._account = account
+        self._policy = policy
+        self._around = around
+        self._noted: set[str] = set()
+        self._cancelled: set[str] = set()
+
+    def add(self, job: Job) -> None:
+        """Take care of one job more."""
+        if all(job.url != known.url for known in (*self._jobs, *self._more)):
+            self._more.append(job)
+            self.note()
+
+    def note(self) -> None:
+        """Note on the run which jobs it follows, unless that has been done around this."""
+        new = [job for job in (*self._jobs, *self._more) if not self._is_noted(job, self._policy)]
+        if new:
+            with not_vital(f"It could not be noted that this run follows {', '.join(map(str, new))}"):
+                follow(new, self._account, self._policy)
+                self._noted |= {job.url for job in new}
+
+    def _is_noted(self, job: Job, policy: CancelPolicy) -> bool:
+        ours = job.url in self._noted and self._policy == policy
+        return ours or (self._around is not None and self._around._is_noted(job, policy))
+
+    def end(self, stop: BaseException) -> None:
+        """Cancel the jobs, if what stops the run asks for that."""
+        if self._policy == "never" or (self._policy == "when-cancelled" and not _is_cancellation(stop)):
+            return
+        log = get_run_logger()
+        for job in (*self._jobs, *self._more):
+            if job.url not in self._cancelled and _cancel(job, self._account, log.info, log.error):
+                self._note_cancelled(job)
+                with not_vital(f"It could not be noted that {job} is cancelled"):
+                    label({f"{_LABEL}{job.id}": _CANCELLED})
+
+    def _note_cancelled(self, job: Job) -> None:
+        self._cancelled.add(job.url)
+        if self._around:
+            self._around._note_cancelled(job)
+
+
+_care: ContextVar[_Care | None] = ContextVar("care", default=None)
+
+
 @contextmanager
 def cancelled_with_run(
-    jobs: Job | Collection[Job], account: XRTCredentials, policy: CancelPolicy
+    jobs: Job | Collection[Job], account: XRTCredentials, policy: CancelPolicy, *, and_more: bool = False
 ) -> Iterator[None]:
     """Cancel what jobs still build if the run that follows them is stopped meanwhile, as the policy says.
 
@@ -399,25 +463,31 @@ def cancelled_with_run(
         jobs: A job, or those that are followed; who takes one out has it cancelled no more.
         account: Whose they are.
         policy: When they are cancelled.
+        and_more: Whether those of which `submitted` tells meanwhile are followed, too.
     """
-    jobs = [jobs] if isinstance(jobs, Job) else jobs
     if not runtime.id:
         yield  # outside any run there is none to be cancelled
         return
+    care = _Care([jobs] if isinstance(jobs, Job) else jobs, account, policy, _care.get())
+    token = _care.set(care) if and_more else None
     try:
-        with not_vital(f"It could not be noted that this run follows {', '.join(map(str, jobs))}"):
-            follow(jobs, account, policy)
+        care.note()
         yield
-    except (Exception, GeneratorExit):
+    except (Exception, GeneratorExit, Pause):
         raise
     except BaseException as stop:
-        if policy == "when-stopped" or (policy == "when-cancelled" and _is_cancellation(stop)):
-            log = get_run_logger()
-            for job in list(jobs):
-                if _cancel(job, account, log.info, log.error):
-                    with not_vital(f"It could not be noted that {job} is cancelled"):
-                        label({f"{_LABEL}{job.id}": _CANCELLED})
+        care.end(stop)
         raise
+    finally:
+        if token:
+            _care.reset(token)
+
+
+def submitted(job: Job) -> None:
+    """Let a job that was submitted this moment be cancelled with the run, if the flow around it is to follow it."""
+    care = _care.get()
+    if care:
+        care.add(job)
 
 
 @contextmanager
@@ -433,6 +503,17 @@ def run_of_its_own() -> Iterator[None]:
         return
     with context.model_copy(update={"detached": True}):
         yield
+
+
+def note_reused(job_id: int) -> None:
+    """Note that this run has taken a job that was there before, so that it is known when it is resumed elsewhere."""
+    with not_vital(f"It could not be noted that job {job_id} was there before"):
+        label({f"{_LABEL}{job_id}{_REUSED}": "yes"})
+
+
+def has_reused(labels: Mapping[str, Any], job_id: int) -> bool:
+    """Tell by a run's labels whether it has taken a job that was there before."""
+    return f"{_LABEL}{job_id}{_REUSED}" in labels
 
 
 def note_ended(job_id: int) -> None:

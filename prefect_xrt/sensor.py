@@ -26,11 +26,11 @@ from prefect_xrt.errors import (
     XRTError,
     asked_wait_s,
 )
-from prefect_xrt.pacing import Pacing, Sighting
-from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus
+from prefect_xrt.pacing import FLOOR_S, Pacing, Sighting
+from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus, choose_products
 from prefect_xrt.request import Product
 
-__all__ = ["Ending", "Watch", "naming", "wait_for_products", "watch_jobs"]
+__all__ = ["Ending", "Watch", "look_once", "naming", "wait_for_products", "watch_jobs"]
 
 DEADLINE_S = 13 * 3600.0
 """The service kills jobs after 12 hours."""
@@ -41,7 +41,8 @@ MAX_FAILED_LOOKS = 90
 CONNECTIONS = 8
 """How many looks may be on their way at once."""
 
-Until = Literal["all", "next"]
+Until = Literal["all", "next", "look"]
+"""Until all products have ended, until the next one has, or for one look that tells, with alarms confirmed."""
 
 _SPACING_S = 0.02
 """Between looks at different jobs of a service elsewhere: a thousand jobs are not asked for in one burst."""
@@ -49,8 +50,6 @@ _SPACING_S = 0.02
 _PATIENCE_S = 3600.0
 _PULSE_S = 0.25
 _REMEMBERED = 8
-# File systems keep times less exactly than clocks tell them.
-_SAME_LOOK_S = 0.001
 _NOW_S = 1e-6
 _DOUBLINGS = 20
 
@@ -77,11 +76,14 @@ class Looks(Protocol):
     def last(self, job_id: int) -> float | None:
         """Return when a job was last looked at, in seconds since 1970; None if it is not known."""
 
-    def note(self, job_id: int, at: float) -> None:
-        """Note that a job is looked at, at a time in seconds since 1970."""
+    def take(self, job_id: int, at: float, known: float | None) -> bool:
+        """Note that a job is looked at now; False where another has looked since the look that is known."""
 
     def end(self, outcome: Outcome) -> None:
         """Note how a job has ended."""
+
+    def ended(self, job: Job) -> Outcome | None:
+        """Return how a job has ended, if it is known."""
 
 
 class Ending(NamedTuple):
@@ -257,31 +259,29 @@ class Watch:
             _, _, what = heapq.heappop(self._agenda)
             what.number = -1
             if isinstance(what, _Pace):
-                followed = what.next()
-                if followed is None:
-                    continue
+                pace, followed = what, what.next()
+                for overdue in what.overdue(self._clock()):
+                    self._end(overdue, overdue.deadline_error())
             elif what.is_over:
                 self._end(what, what.deadline_error())
                 continue
             else:
-                followed = what
-            if followed.was_overtaken():
-                self._plan(followed)
-                continue
-            pace, now = followed.pace, self._timer()
+                pace, followed = what.pace, what
+            now = self._timer()
             if followed is what and (pace.waiting or pace.not_before > now + _NOW_S):
                 pace.waiting.append(followed)
                 followed.number = next(self._numbers)
-            else:
+            elif followed and followed.sets_out(now, self._clock()):
                 pace.not_before = now + pace.spacing_s
                 self._look(followed)
+            elif followed:
+                self._plan(followed)
             if pace.waiting and pace.number < 0:
                 self._put(pace.not_before, pace)
             if self._over:
                 return
 
     def _look(self, followed: _Followed) -> None:
-        followed.set_out(self._timer(), self._clock())
         if self._flying == 0 and (self._connections == 1 or len(self._followed) == 1):
             self._take(followed, followed.ask())
             return
@@ -358,7 +358,8 @@ def wait_for_products(
         since: What an earlier wait for the same job returned. The next look keeps its distance
             from that one, and what had ended then is not asked again.
         until: "all" returns when every product has ended; "next" as soon as one has that had not
-            in `since`, so that its files can be fetched while the others still build.
+            in `since`, so that its files can be fetched while the others still build; "look" after one look
+            that told something, with -2 and -3 confirmed by a second.
         pacing: When to look; never more often than once a minute, except on this machine, where by default
             it is every two seconds at first.
         deadline_s: How long to wait altogether, in seconds.
@@ -432,6 +433,47 @@ def watch_jobs(
         yield from watch.endings()
 
 
+def look_once(
+    client: Looker,
+    job: Job,
+    products: Iterable[Product | str] | None = None,
+    *,
+    looks: Looks,
+    log: _Log | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Outcome:
+    """Look at products of a job once, as soon as the service's pace allows.
+
+    At a job that is known to have ended there is nothing more to see, and the service is not asked.
+
+    Args:
+        client: Speaks to the service.
+        job: The job.
+        products: Long names; None for all products of the job.
+        looks: What is known of the looks of other processes at the same job.
+        log: Takes a line where it has to wait.
+        sleep: Waits, in seconds.
+
+    Raises:
+        XRTError: The look told nothing; another may be made a minute later.
+    """
+    chosen = choose_products(job, products)
+    ended = looks.ended(job)
+    if ended:
+        return ended.model_copy(update={"statuses": {p: ended.statuses[p] for p in chosen}})
+    floor_s = 0.0 if client.is_local else FLOOR_S
+    while True:
+        now, last = time.time(), looks.last(job.id)
+        wait_s = 0.0 if last is None else min(last + floor_s - now, floor_s)
+        if wait_s > 0:
+            (log or _logger.info)(
+                f"{job} was looked at just now; waiting {wait_s:.0f} s, since the service asks for a look a minute."
+            )
+            sleep(wait_s)
+        elif looks.take(job.id, now, last):
+            return client.check_product_status(job, chosen, attempts=1)
+
+
 def naming(job: Job, say: _Log) -> _Log:
     """Return a log that names the job in every line: among the lines of many, each has to."""
     return lambda line: say(line if line.startswith(str(job)) else f"{job}: {line}")
@@ -464,6 +506,12 @@ class _Pace:
             if followed.number >= 0:
                 return followed
         return None
+
+    def overdue(self, at: float) -> list[_Followed]:
+        """Return whose deadline has passed while they wait for their turn at a service that fails."""
+        if not self._failures:
+            return []
+        return [followed for followed in self.waiting if followed.number >= 0 and followed.give_up_at < at]
 
     def take(self, brought: Outcome | BaseException, now: float) -> None:
         """Learn from how a look went."""
@@ -516,14 +564,16 @@ class _Followed:
         self._alarms: frozenset[Product] = frozenset()
         self._unconfirmed: frozenset[Product] = frozenset()
         self._ended = tuple(p for p in job.products if p in known and known[p].ended)
-        self._goal = min(len(self._ended) + 1, len(job.products)) if until == "next" else len(job.products)
+        next_end = min(len(self._ended) + 1, len(job.products))
+        self._goal = {"all": len(job.products), "next": next_end, "look": 0}[until]
         if since:
             self._remember(since, since.looked_at.timestamp())
-        self.was_overtaken()
+        self._keep_away()
 
     @property
     def is_done(self) -> bool:
-        return len(self._ended) >= self._goal and not self._unconfirmed
+        has_been_told = self.outcome is not None and not self._failed_looks
+        return has_been_told and len(self._ended) >= self._goal and not self._unconfirmed
 
     @property
     def _pending(self) -> tuple[Product, ...]:
@@ -533,13 +583,11 @@ class _Followed:
     def _pending_text(self) -> str:
         return ", ".join(product.value for product in self._pending)
 
-    def was_overtaken(self) -> bool:
-        """Tell whether another process has looked at the job meanwhile; the next look keeps away from that."""
+    def _keep_away(self) -> None:
+        """Let the next look keep away from that of another process, if one has looked meanwhile."""
         last = self._looks.last(self.job.id) if self._looks else None
-        if last is None or (self._looked_at is not None and last <= self._looked_at + _SAME_LOOK_S):
-            return False
-        self._looked_at, self._has_looked = last, False
-        return True
+        if last is not None and (self._looked_at is None or last > self._looked_at):
+            self._looked_at, self._has_looked = last, False
 
     def earliest_s(self, now: float, at: float) -> float:
         """Return the seconds until a look is allowed; a clock that was set does not change them much."""
@@ -561,12 +609,14 @@ class _Followed:
             return max(0.0, self.looked_t + interval - now)
         return min(max(0.0, self._looked_at + interval - at), interval)
 
-    def set_out(self, now: float, at: float) -> None:
-        """Note that it is looked at now."""
+    def sets_out(self, now: float, at: float) -> bool:
+        """Note that it is looked at now; False where another process has done so meanwhile."""
+        if self._looks and not self._looks.take(self.job.id, at, self._looked_at):
+            self._keep_away()
+            return False
         self.looked_t, self._looked_at, self._has_looked = now, at, True
         self._retry_after_s = 0.0
-        if self._looks:
-            self._looks.note(self.job.id, at)
+        return True
 
     def ask(self) -> Outcome | BaseException:
         """Ask once; whatever goes wrong is brought back."""

@@ -6,6 +6,7 @@ it, nothing is lost.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import os
@@ -21,6 +22,8 @@ from prefect_xrt.protocol import Job, JobSummary, Outcome
 __all__ = ["LocalClaims", "LocalLooks", "digest"]
 
 _LATE = timedelta(minutes=15)
+# File systems keep times less exactly than clocks tell them.
+_SAME_LOOK_S = 0.001
 _logger = logging.getLogger(__name__)
 
 
@@ -92,25 +95,43 @@ class LocalLooks:
         except OSError:
             return None
 
-    def note(self, job_id: int, at: float) -> None:
-        """Note that a job is looked at, at a time in seconds since 1970."""
-        place = self._folder / f"{job_id}.json"
+    def take(self, job_id: int, at: float, known: float | None) -> bool:
+        """Note that a job is looked at now, unless another process has looked at it since the look that is known.
+
+        Args:
+            job_id: The job.
+            at: Now, in seconds since 1970.
+            known: When it was last looked at, as far as the caller knows; None if it never was.
+
+        Returns:
+            Whether it may be looked at. Where nothing can be written, it may.
+        """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            place.touch()
-            os.utime(place, (at, at))
+            # Of two that would look at the same moment, one gets to know of the other; the lock ends with the file.
+            with (self._folder / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                last = self.last(job_id)
+                if last is not None and (known is None or last > known + _SAME_LOOK_S):
+                    return False
+                self._note(job_id, at)
         except OSError as error:
             _logger.debug("The look at job %d could not be noted: %s", job_id, error)
+        return True
+
+    def _note(self, job_id: int, at: float) -> None:
+        place = self._folder / f"{job_id}.json"
+        place.touch()
+        os.utime(place, (at, at))
 
     def end(self, outcome: Outcome) -> None:
         """Note how a job has ended; there is nothing more to look at."""
-        at = outcome.looked_at.timestamp()
-        self.note(outcome.job.id, at)
         try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             write_text(self._folder / f"{outcome.job.id}.json", outcome.model_dump_json())
-        except OutputError as error:
+            self._note(outcome.job.id, outcome.looked_at.timestamp())
+        except (OutputError, OSError) as error:
             _logger.debug("The end of %s could not be noted: %s", outcome.job, error)
-        self.note(outcome.job.id, at)
 
     def ended(self, job: Job) -> Outcome | None:
         """Return how a job has ended, if that was seen on this machine."""

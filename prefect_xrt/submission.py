@@ -40,6 +40,7 @@ from prefect_xrt.records import (
     write_submission,
 )
 from prefect_xrt.request import Product, ProductRequest
+from prefect_xrt.sensor import Looks, wait_for_products
 
 __all__ = ["Claims", "find_job", "job_on_record", "submit_once"]
 
@@ -50,6 +51,7 @@ _SUBMISSIONS = 3
 _SLACK = timedelta(seconds=30)
 _LATE = timedelta(minutes=15)
 _CANDIDATES = 10
+_LOOKS = 4
 _PATIENCE_S = 3600.0
 _logger = logging.getLogger(__name__)
 
@@ -89,6 +91,7 @@ def submit_once(
     asked_between: tuple[datetime, datetime] | None = None,
     settle_s: float = SETTLE_S,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    on_job: Callable[[Job], None] | None = None,
     log: Callable[[str], None] = _logger.info,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -110,6 +113,7 @@ def submit_once(
         settle_s: How long the list may take to show a job, in seconds; at least two minutes, except on
             this machine.
         turn: Entered around each attempt that sends something, before word of it is written; it may wait.
+        on_job: Called with the job as soon as it is known.
         log: Takes a line for what happens.
         sleep: Waits, in seconds.
         now: Gives the time, UTC.
@@ -133,6 +137,8 @@ def submit_once(
     for attempt in range(_SUBMISSIONS + 1):
         wait_s = max(settle_s, min(asked_wait_s(uncertain and uncertain.__cause__), _PATIENCE_S))
         job = _settle(client, request, open_, claims, directory, wait_s, log, sleep, now) if open_ else None
+        if job and on_job:
+            on_job(job)
         if job is None and attempt < _SUBMISSIONS:
             first = open_.asked_at if open_ else None
             try:
@@ -144,9 +150,13 @@ def submit_once(
                     if directory:
                         write_submission(directory, open_)
                     job = client.submit(request)
+                    if on_job:
+                        on_job(job)
             except SubmitUncertainError as error:
                 log(f"{error.message} Looking for it in the list of jobs.")
                 uncertain = error
+                # It may have been on its way until now.
+                open_ = open_ and open_.model_copy(update={"last_asked_at": now()})
                 continue
             except (RefusedError, ServiceUnreachableError):
                 if directory:
@@ -286,20 +296,30 @@ def _is_of_the_time(summary: JobSummary, left: Submission) -> bool:
 
 
 def find_job(
-    client: XRTClient, request: ProductRequest, *, failed_too: bool = False
+    client: XRTClient,
+    request: ProductRequest,
+    *,
+    looks: Looks,
+    failed_too: bool = False,
+    log: Callable[[str], None] = _logger.info,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> tuple[Job, Outcome] | None:
     """Find a job of this account that answers a request already: the newest, if it is of use.
 
     Args:
         client: Speaks to the service.
         request: What is asked for.
+        looks: What is known of the looks of other processes at the account's jobs.
         failed_too: Take a job of which a product failed or was cancelled, too.
+        log: Takes a line for what happens.
+        sleep: Waits, in seconds.
 
     Returns:
         The job and a look at it: it still builds, or all its products are ready and their files are still on
         the server; or None, where the request has to be built.
 
     Raises:
+        FailedLooksError: The job is there, but several looks at it told nothing.
         ServiceUnreachableError: The service did not answer.
         AnswerError: What came back is not the service speaking.
     """
@@ -308,7 +328,9 @@ def find_job(
         job = client.attach(summary.id).model_copy(update={"submitted_at": summary.submitted_at})
         if not same_request(asked, job.parameters):
             continue
-        outcome = client.check_product_status(job)
+        outcome = looks.ended(job) or wait_for_products(
+            client, job, until="look", max_failed_looks=_LOOKS, looks=looks, log=log, sleep=sleep
+        )
         expired = bool(outcome.ready) and outcome.complete and not summary.has_products
         if expired or (outcome.complete and not outcome.succeeded and not failed_too):
             return None

@@ -146,6 +146,7 @@ def submit_request(
             asked_between=asked_between,
             settle_s=settle_s,
             turn=turn,
+            on_job=runs.submitted,
             log=logger.info,
             sleep=sleep,
         )
@@ -167,9 +168,21 @@ def find_job(
     Returns:
         The newest job with these parameters and a look at it, if it still builds or its files are on the
         server; else None.
+
+    Raises:
+        FailedLooksError: The job is there, but several looks at it told nothing.
+        ServiceUnreachableError: The service did not answer.
     """
-    with load_credentials(credentials).get_client() as client:
-        return submission.find_job(client, request, failed_too=failed_too)
+    account = load_credentials(credentials)
+    with account.get_client() as client:
+        return submission.find_job(
+            client,
+            request,
+            failed_too=failed_too,
+            looks=LocalLooks(account.base_url),
+            log=get_run_logger().info,
+            sleep=runs.pausing(),
+        )
 
 
 @task(name="attach", task_run_name="attach: job {job_id}", cache_policy=NO_CACHE)
@@ -189,6 +202,10 @@ def check_product_status(
 ) -> Outcome:
     """Look at products of a job, all in one call; to wait, use `wait_for_products`.
 
+    It waits where the job was looked at just now, since the service asks for a look a minute at the most, and a
+    job that was seen to end is not asked about again. -2 and -3 may pass: the sensor takes them for an end when two
+    looks in a row have told them.
+
     Args:
         job: The job.
         products: Long names; None for all products of the job.
@@ -201,8 +218,16 @@ def check_product_status(
         JobNotFoundError: The job does not exist, or is someone else's.
         ServiceUnreachableError: The service did not answer.
     """
-    with load_credentials(credentials).get_client() as client:
-        return client.check_product_status(job, products)
+    account = load_credentials(credentials)
+    with account.get_client() as client:
+        return sensor.look_once(
+            client,
+            job,
+            products,
+            looks=LocalLooks(account.base_url),
+            log=get_run_logger().info,
+            sleep=runs.pausing(),
+        )
 
 
 @task(name="wait for products", task_run_name=_name("wait: {of}"), cache_policy=NO_CACHE)

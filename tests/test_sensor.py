@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import cProfile
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -32,7 +36,8 @@ from prefect_xrt.errors import (
 from prefect_xrt.pacing import FLOOR_S, Pacing
 from prefect_xrt.protocol import Job, Outcome
 from prefect_xrt.request import Image, Product, ProductRequest
-from prefect_xrt.sensor import DEADLINE_S, Watch, wait_for_products, watch_jobs
+from prefect_xrt.sensor import DEADLINE_S, Watch, look_once, wait_for_products, watch_jobs
+from prefect_xrt.state import LocalLooks
 
 LC, SPEC, IMAGE = Product.LIGHT_CURVE, Product.SPECTRUM, Product.IMAGE
 LEFT_OUT = object()
@@ -250,6 +255,71 @@ class TestNext:
         world = World({IMAGE: 3})
         with pytest.raises(ConfigurationError, match="tells nothing of job 801"):
             world.wait(since=other.wait())
+
+
+class TestLook:
+    def test_one(self) -> None:
+        """One look that tells is enough, whatever it tells."""
+        world = World({LC: 3, IMAGE: 4})
+        assert codes(world.wait(until="look")) == {LC: 3, IMAGE: 4}
+        assert len(world.looked_at) == 1
+
+    def test_told_nothing(self) -> None:
+        """A look that told nothing is made up for, at the service's pace."""
+        world = World(away(), {IMAGE: LEFT_OUT}, {IMAGE: 3})
+        assert codes(world.wait(until="look")) == {IMAGE: 3}
+        assert world.intervals == [60.0, 60.0]
+
+    @pytest.mark.parametrize("code", [-3, 4])
+    def test_alarm(self, code: int) -> None:
+        """-2 and -3 may pass, as ever: only a second look tells."""
+        world = World({IMAGE: -3}, {IMAGE: code})
+        assert codes(world.wait(until="look")) == {IMAGE: code}
+        assert len(world.looked_at) == 2
+        assert min(world.intervals) >= 60
+
+
+class TestOthers:
+    def test_overtaken(self) -> None:
+        """A job that another process has looked at meanwhile is left alone for a minute from then on."""
+        looks = LocalLooks("https://example.org")
+        world = World({IMAGE: 3}, {IMAGE: 4})
+
+        def look_elsewhere() -> None:
+            if world.time == START + 60 and looks.take(801, world.time, START):
+                world.lines.append("elsewhere")
+
+        world.on_sleep = look_elsewhere
+        world.wait(looks=looks, pacing=Pacing(ceiling_s=60, jitter=0))
+        assert "elsewhere" in world.lines
+        assert world.looked_at == [START, START + 120]
+
+    def test_at_the_same_moment(self) -> None:
+        """Of those that would look together, one does: no job is ever asked too often, however many follow it."""
+        floor_s, looked_at = 0.05, []
+
+        class Noting(LocalLooks):
+            def take(self, job_id: int, at: float, known: float | None) -> bool:
+                taken = super().take(job_id, at, known)
+                if taken:
+                    looked_at.append(at)
+                return taken
+
+        def follow() -> None:
+            wait_for_products(
+                cast(XRTClient, World({IMAGE: 3}, is_local=True)),
+                World().job,
+                pacing=Pacing(floor_s=floor_s, ceiling_s=floor_s, jitter=0),
+                deadline_s=40 * floor_s,
+                looks=Noting("http://127.0.0.1"),
+            )
+
+        with ThreadPoolExecutor(4) as pool:
+            errors = [followed.exception() for followed in [pool.submit(follow) for _ in range(4)]]
+        assert all(isinstance(error, DeadlineError) for error in errors)
+        assert len(looked_at) > 4
+        looked_at.sort()
+        assert all(b - a >= floor_s - 0.001 for a, b in pairwise(looked_at))
 
 
 class TestAlarms:
@@ -721,6 +791,29 @@ class TestWatch:
         # One a minute, after some that came sooner.
         assert len([at for at, _ in world.looks if at < 1800]) < 60
 
+    def test_overdue_in_the_queue(self) -> None:
+        """Jobs whose deadline passes while they wait for their turn at a service that is away end no later for it."""
+        world = Many([0.0] * 100)
+        world.trouble = lambda _: away()
+        with world.watch() as watch:
+            world.follow(watch, deadline_s=1800)
+            endings = [(ending, world.time - START) for ending in watch.endings()]
+        assert len(endings) == 100
+        assert all(isinstance(ending.error, DeadlineError) for ending, _ in endings)
+        assert max(at for _, at in endings) < 1800 + 2 * 60
+
+    def test_overtaken_in_the_queue(self) -> None:
+        """A job that another process has looked at while it waited for its turn does not hold up those behind it."""
+        world, looks = Many([1e9] * 3), LocalLooks("https://example.org")
+        world.trouble = lambda _: away()
+        with world.watch() as watch:
+            for job, deadline_s in zip(world.jobs, (59, 59, 3600), strict=True):
+                watch.follow(cast(XRTClient, world), job, deadline_s=deadline_s, looks=looks)
+            assert list(watch.endings(0.01)) == []
+            assert looks.take(1, world.time, None)
+            assert [ending.job.id for ending in watch.endings(4000)] == [0, 1, 2]
+        assert any(job == 2 for _, job in world.looks)
+
     def test_failed_looks_are_made_up_for(self) -> None:
         """A job that is looked at seldom is looked at again in a minute, if a look has told nothing of it."""
         world = Many([40_000])
@@ -800,3 +893,30 @@ class TestWatch:
         assert sorted(ending.job.id for ending in endings) == sorted(job.id for job in jobs)
         assert all(ending.result().succeeded for ending in endings)
         assert len(service.calls("status")) == len(seen) == 120
+
+
+class TestLookOnce:
+    def test_pace(self) -> None:
+        """A job that was looked at just now is left alone for the rest of the minute, here as elsewhere."""
+        world, looks, slept, lines = World({IMAGE: 3}), LocalLooks("https://example.org"), [], []
+        began = time.time()
+        assert looks.take(801, began - 50, None)
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            os.utime(next(Path(os.environ["XDG_STATE_HOME"]).rglob("801.json")), (began - 60, began - 60))
+
+        look_once(cast(XRTClient, world), world.job, looks=looks, log=lines.append, sleep=sleep)
+        assert 0 < slept[0] <= 10
+        assert "was looked at just now" in lines[0]
+        assert len(world.looked_at) == len(slept) == 1
+        assert (looks.last(801) or 0) >= began
+
+    def test_ended(self) -> None:
+        """A job that is known to have ended is not asked about."""
+        world, looks = World({LC: 4, IMAGE: -1}), LocalLooks("https://example.org")
+        world.wait(looks=looks)
+        before = list(world.looked_at)
+        outcome = look_once(cast(XRTClient, world), world.job, ["Image"], looks=looks)
+        assert codes(outcome) == {IMAGE: -1}
+        assert world.looked_at == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,7 @@ from prefect_xrt.records import (
     write_record,
     write_submission,
 )
-from prefect_xrt.state import LocalClaims
+from prefect_xrt.state import LocalClaims, LocalLooks
 from prefect_xrt.submission import find_job, job_on_record, submit_once
 
 JOB_TIME = datetime(2024, 5, 1, tzinfo=UTC)
@@ -51,6 +52,11 @@ class Side:
             emulator.user_id, emulator.url, sleep=lambda _: None, **{"read_timeout_s": 0.5, **client}
         )
         self.claims = LocalClaims(emulator.url)
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, and remember it."""
+        self.slept_s.append(seconds)
+        time.sleep(seconds)
 
     def submit(self, request: ProductRequest, **options: Any) -> Job:
         """Submit, without waiting for anything."""
@@ -190,6 +196,14 @@ class TestUncertain:
         one = side(faults=[Fault("submit", "http-503", retry_after=77)])
         assert one.submit(request_).id == 801
         assert [round(seconds) for seconds in one.slept_s] == [77]
+
+    def test_long_on_its_way(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """The list has its time from when the request was given up, not from when it was sent."""
+        one = side(faults=[Fault("submit", "reset-after")])
+        sent_at = datetime.now(UTC)
+        times = iter([sent_at, *[sent_at + timedelta(seconds=100)] * 9])
+        assert one.submit(request_, now=lambda: next(times)).id == 801
+        assert one.slept_s == [5.0]
 
     def test_list_that_is_late(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """A list that shows a job only after a while is given that time."""
@@ -467,25 +481,46 @@ class TestFind:
         """A job that builds or is complete serves; one that failed only if that is wanted."""
         one = side(default=Timeline.of((4,)), timelines=timelines)
         one.client.submit(request_)
-        answer = find_job(one.client, request_, failed_too=failed_too)
+        answer = find_job(one.client, request_, looks=LocalLooks(one.client.base_url), failed_too=failed_too)
         assert (answer is not None) == found
         if answer:
             assert (answer[0].id, set(answer[1].statuses)) == (801, set(request_.products))
+
+    def test_alarm_that_passes(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """One look of -3 is no end, here either; the looks are noted for the sensor to keep its distance."""
+        passing = Timeline.of_looks((-3, 1), (4,))
+        one = side(default=Timeline.of((4,)), timelines={"spec": passing})
+        one.client.submit(request_)
+        looks = LocalLooks(one.client.base_url)
+        answer = find_job(one.client, request_, looks=looks)
+        assert answer
+        assert len(answer[1].ready) == len(request_.products)
+        assert looks.last(801) is not None
+
+    def test_looks_at_the_pace(self, side: Callable[..., Side], request_: ProductRequest) -> None:
+        """A look that fails is made up for as the sensor does; a job that was seen to end is not looked at."""
+        one = side(default=Timeline.of((4,)), faults=[Fault("status", "http-503", times=2)])
+        one.client.submit(request_)
+        looks = LocalLooks(one.client.base_url)
+        for _ in range(2):
+            assert find_job(one.client, request_, looks=looks, sleep=one.sleep)
+            assert len(one.emulator.calls("status")) == 3
+        assert max(one.slept_s) > 1
 
     def test_expired(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """A job whose files were deleted has to be built again."""
         one = side(default=Timeline.of((4,)), expire_after_s=1000.0, speed=1.0)
         one.client.submit(request_)
-        assert find_job(one.client, request_)
+        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url))
         one.emulator.advance(2000.0)
-        assert find_job(one.client, request_, failed_too=True) is None
+        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url), failed_too=True) is None
 
     def test_newest(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """Of several, the newest counts; others' parameters do not."""
         one = side(default=Timeline.of((4,)))
         for request in (request_, request_, request_.model_copy(update={"position_error_arcmin": 2})):
             one.client.submit(request)
-        answer = find_job(one.client, request_)
+        answer = find_job(one.client, request_, looks=LocalLooks(one.client.base_url))
         assert answer
         assert answer[0].id == 802
 
@@ -494,7 +529,7 @@ class TestFind:
         one = side(default=Timeline.of((4,)))
         narrow = LightCurve(binning="counts", pc_counts=20, wt_counts=30, dynamic=True, min_energy_kev=2)
         one.client.submit(request_.model_copy(update={"light_curve": narrow}))
-        assert find_job(one.client, request_) is None
+        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url)) is None
 
 
 def test_a_record_of_before(tmp_path: Path, request_: ProductRequest) -> None:
