@@ -5,7 +5,9 @@ They all begin at once, and each test tells of some of them.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from conftest import until as until_there
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
-from prefect_xrt import Image, LightCurve, ProductRequest
+from prefect_xrt import Image, LightCurve, ProductRequest, XRTClient
 from prefect_xrt.archive import folder_name
 from prefect_xrt.credentials import XRTCredentials
 from prefect_xrt.emulator import Emulator, Scenario, Timeline
@@ -43,6 +45,8 @@ SCENARIO: dict[str, Any] = {
         "Kept": {"image": RUNNING},
         "Overdue": {"image": RUNNING},
         "Restarted": {"image": Timeline.of((3, LONG_S), (4,))},
+        "Moved": {"image": LOOKS},
+        "Taken": {"image": RUNNING},
     }
 }
 _PATIENCE_S = 180.0
@@ -129,6 +133,8 @@ def lives(
         with temporary_settings({PREFECT_API_URL: url}):
             other = XRTCredentials(user_id=SecretStr(crowded.user_id), base_url=crowded.url, max_active=1)
             other.save("crowded", overwrite=True)
+        with XRTClient(emulator.user_id, emulator.url) as client:
+            client.submit(request("Taken"))
 
         def start(wanted: ProductRequest, of: str = deployment, **parameters: Any) -> str:
             place = {"output_dir" if of == bare else "output_root": str(root / "products")}
@@ -166,6 +172,8 @@ def lives(
             "Second": start(request("Second"), credentials="crowded"),
             "Restarted": start(request("Restarted")),
             "Overdue": start(request("Overdue"), bare, output_dir=str(root / "overdue"), deadline_s=8),
+            "Moved": start(request("Moved"), bare, output_dir=str(root / "moved"), reuse="unless-failed"),
+            "Taken": start(request("Taken"), bare, output_dir=str(root / "taken"), reuse="unless-failed"),
         }
         yield Lives(emulator, crowded, root / "products", runs, watchers, watch, state)
         for process in watchers:
@@ -197,7 +205,9 @@ def test_nothing_is_held(lives: Lives, prefect_process: Server) -> None:
         "No watcher seems to run: start one by `prefect-xrt watch`."
     )
     until(lambda: not any(pid_of(run_id) for run_id in lives.runs.values()), "the end of the processes")
-    assert lives.emulator.calls("status") == []
+    # Whether a job that is there can be taken, the run has to look.
+    (taken,) = (job.id for job in lives.emulator.jobs.values() if job.parameters["name"] == "Taken")
+    assert {call.job_id for call in lives.emulator.calls("status")} == {taken}
 
 
 def test_resumed_by_hand(lives: Lives, prefect_process: Server) -> None:
@@ -212,9 +222,26 @@ def test_resumed_by_hand(lives: Lives, prefect_process: Server) -> None:
     assert lives.submitted("Resumed") == 1
 
 
+def test_resumed_elsewhere(lives: Lives, prefect_process: Server) -> None:
+    """Resumed where its folder is not, a run goes on with its job, and knows whether it has submitted or found it."""
+    for name in ("Moved", "Taken"):
+        before = lives.state(name)["state_details"]["pause_key"]
+        folder = lives.root.parent / name.lower()
+        shutil.rmtree(folder)
+        send(f"{prefect_process.url}/flow_runs/{lives.runs[name]}/resume")
+        until(
+            lambda before=before, name=name: (
+                lives.state(name)["state_details"]["pause_key"] not in (None, before)
+            ),
+            f"the second suspension of {name}",
+        )
+        assert json.loads((folder / "job.json").read_text())["reused"] == (name == "Taken")
+        assert lives.submitted(name) == 1
+
+
 def test_cancelled_with_nobody_there(lives: Lives, prefect_process: Server) -> None:
     """A run that is cancelled while it is suspended: the next watcher cancels its job, if that was wanted."""
-    for name in ("Cancelled", "Kept"):
+    for name in ("Cancelled", "Kept", "Taken"):
         state = {"type": "CANCELLING", "name": "Cancelling"}
         url = f"{prefect_process.url}/flow_runs/{lives.runs[name]}/set_state"
         send(url, {"state": state})
@@ -223,7 +250,7 @@ def test_cancelled_with_nobody_there(lives: Lives, prefect_process: Server) -> N
     lives.watch()
     codes = {job.parameters["name"]: job for job in lives.emulator.jobs.values()}
     until(lambda: codes["Cancelled"].code("image") == -4, "the end of the job")
-    assert codes["Kept"].code("image") == 3
+    assert (codes["Kept"].code("image"), codes["Taken"].code("image")) == (3, 3)
 
 
 def test_watchers(lives: Lives) -> None:
@@ -231,13 +258,9 @@ def test_watchers(lives: Lives) -> None:
     first, second = lives.watchers[0], lives.watch()
     first.kill()
     first.wait(60)
-    for name in ("Whole", "Resumed"):
-        lives.until(name, *_RESTING)
+    for name in ("Whole", "Resumed", "Moved"):
+        assert lives.until(name, *_RESTING)["name"] == "Completed"
     assert second.poll() is None
-    assert {name: lives.state(name)["name"] for name in ("Whole", "Resumed")} == {
-        "Whole": "Completed",
-        "Resumed": "Completed",
-    }
     assert {"lc.tar.gz", "image.tar.gz", "report.json"} <= {f.name for f in lives.folder("Whole").iterdir()}
     assert (lives.submitted("Whole"), lives.submitted("Resumed")) == (1, 1)
 

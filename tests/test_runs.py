@@ -20,7 +20,7 @@ from uuid import UUID
 import pytest
 import requests
 from conftest import pid_of, until
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.orchestration import get_client
 from prefect.states import Cancelling, Crashed
 
@@ -231,7 +231,7 @@ class TestByHand:
         emulator, process = building(*options)
         process.send_signal(number)
         _, told = process.communicate(timeout=_PATIENCE_S)
-        assert bool(emulator.calls("cancel")) == cancelled
+        assert len(emulator.calls("cancel")) == cancelled
         assert emulator.jobs[801].code("lc") == (-4 if cancelled else 3)
         assert ("LightCurve: Job cancelled OK" in told) == cancelled
         if number == signal.SIGINT:
@@ -267,6 +267,32 @@ class TestByHand:
         assert "1 of 3 products of job 801" in run["state"]["message"]
         assert [emulator.jobs[801].code(short) for short in ("lc", "spec", "image")] == [-4, -4, 4]
 
+    @pytest.mark.parametrize("policy", ["when-cancelled", "never"])
+    def test_before_the_first_wait(
+        self,
+        server: Server,
+        service: Callable[..., Emulator],
+        request_: ProductRequest,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        policy: Any,
+    ) -> None:
+        """Cancelled right after the submission, before anything waits: the job goes with the run, and is labelled."""
+        emulator = service(default=RUNNING)
+        run_ids: list[str] = []
+
+        def stop(*_: object) -> bool:
+            run_ids.append(runtime.flow_run.id)
+            raise runs.RunCancelled
+
+        monkeypatch.setattr(runs.RunClaims, "take", stop)
+        with pytest.raises(runs.RunCancelled):
+            build_products(request_, tmp_path, cancel_job=policy)
+        assert emulator.jobs[801].code("lc") == (3 if policy == "never" else -4)
+        label = server.flow_run(run_ids[0])["labels"]["prefect-xrt.job.801"]
+        assert label == ("never" if policy == "never" else "cancelled")
+        assert len(emulator.calls("cancel")) == (policy != "never")
+
     def test_service_that_does_not_answer(
         self, building: Callable[..., tuple[Emulator, subprocess.Popen[str]]]
     ) -> None:
@@ -275,6 +301,45 @@ class TestByHand:
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=_PATIENCE_S)
         assert "`prefect-xrt cancel 801`" in told
+
+
+@pytest.mark.usefixtures("server")
+class TestAttempts:
+    """A submission whose answer was lost, and whose list could not be read: whoever tries again looks first."""
+
+    @pytest.fixture
+    def emulator(self, service: Callable[..., Emulator]) -> Emulator:
+        """Start a service that loses the answer to a request."""
+        lost = [Fault("submit", "reset-after"), Fault("list", "http-503", times=4)]
+        return service(default=RUNNING, faults=lost)
+
+    def test_task(self, emulator: Emulator, request_: ProductRequest) -> None:
+        """A task that Prefect retries."""
+
+        @flow
+        def pipeline() -> int:
+            return submit_request.with_options(retries=1)(request_, settle_s=0.1).id
+
+        assert pipeline() == 801
+        assert (list(emulator.jobs), len(emulator.calls("submit"))) == ([801], 1)
+
+    def test_called_flow(self, emulator: Emulator, request_: ProductRequest) -> None:
+        """A flow that is called by one, which is called by one that Prefect retries."""
+
+        @flow
+        def inner() -> int:
+            return submit_request(request_, settle_s=0.1).id
+
+        @flow(retries=1)
+        def middle() -> int:
+            return inner()
+
+        @flow
+        def outer() -> int:
+            return middle()
+
+        assert outer() == 801
+        assert (list(emulator.jobs), len(emulator.calls("submit"))) == ([801], 1)
 
 
 @pytest.mark.usefixtures("server")
