@@ -44,7 +44,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from prefect_xrt import runs
 from prefect_xrt.client import XRTClient
 from prefect_xrt.credentials import XRTCredentials
-from prefect_xrt.errors import OutputError, RefusedError, ServiceUnreachableError, XRTError, is_transient
+from prefect_xrt.errors import (
+    OutputError,
+    RefusedError,
+    ServiceUnreachableError,
+    XRTError,
+    asked_wait_s,
+    is_transient,
+)
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.reports import of_this_run
 from prefect_xrt.request import ProductRequest
@@ -65,6 +72,7 @@ _SKEW_S = 2.0
 _LEASE_S = 60.0
 _STUCK_S = 2 * _LEASE_S
 _HURRY_S = 8.0
+_PATIENCE_S = 3600.0
 _FORGOTTEN = timedelta(days=7)
 
 
@@ -287,6 +295,7 @@ class Account:
                 if self._is_due(note):
                     note = self._counted(note)
                     self._write(api, view.note_id, note)
+                    self._sweep(api, view.line)
             return max(0, self._allowed - note.active(self._now())) if note else 0
 
     def call(self, waiting: Waiting, alive_s: float = 120.0) -> None:
@@ -350,7 +359,7 @@ class Account:
                 verdict = _Verdict(
                     reason="the service does not tell how many jobs are active",
                     full=True,
-                    pause_s=self._floor_s,
+                    pause_s=max(self._floor_s, min(asked_wait_s(error), _PATIENCE_S)),
                 )
             else:
                 failures = 0

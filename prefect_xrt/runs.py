@@ -59,6 +59,7 @@ __all__ = [
     "has_reused",
     "heard_of",
     "label",
+    "labels_in_common",
     "not_vital",
     "note_ended",
     "note_reused",
@@ -598,17 +599,39 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     cancel_jobs_of(flow_run, state)
 
 
-def cancel_jobs_of(flow_run: FlowRun, state: State[Any]) -> None:
-    """Cancel what the jobs of a flow run that has come to a state still build, as each job's policy says."""
+def labels_in_common(run: FlowRun, other: FlowRun) -> set[str]:
+    """Return the labels of the jobs that two flow runs follow."""
+    return {
+        name
+        for name, policy in other.labels.items()
+        if re.fullmatch(rf"{re.escape(_LABEL)}\d+", name)
+        and policy not in (_CANCELLED, _ENDED)
+        and name in run.labels
+        and other.labels.get(f"{name}.credentials") == run.labels.get(f"{name}.credentials")
+    }
+
+
+def cancel_jobs_of(flow_run: FlowRun, state: State[Any], but: Collection[str] = ()) -> bool:
+    """Cancel what the jobs of a flow run that has come to a state still build, as each job's policy says.
+
+    Args:
+        flow_run: The flow run.
+        state: Its state.
+        but: The labels of jobs that are to be left alone.
+
+    Returns:
+        Whether nothing is left to do.
+    """
     log = flow_run_logger(flow_run)
     with api() as client:
         labels = client.read_flow_run(flow_run.id).labels
     # Prefect runs it with the run's own variables or without them, as its version is.
     variables = {**os.environ, **(flow_run.job_variables or {}).get("env", {})}
     meant = {"when-stopped"} if state.is_crashed() else {"when-stopped", "when-cancelled"}
+    is_done = True
     for name, policy in labels.items():
         job_id = re.fullmatch(rf"{re.escape(_LABEL)}(\d+)", name)
-        if job_id is None or policy not in meant:
+        if job_id is None or policy not in meant or name in but:
             continue
         try:
             account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None, variables)
@@ -616,7 +639,11 @@ def cancel_jobs_of(flow_run: FlowRun, state: State[Any]) -> None:
                 job = service.attach(int(job_id[1]))
         except XRTError as error:
             log.error("Job %s could not be cancelled: %s", job_id[1], error.message)  # noqa: TRY400 - says it all
+            is_done = False
             continue
         if _cancel(job, account, log.info, log.error):
             with api() as client:
                 client.update_flow_run_labels(flow_run.id, {name: _CANCELLED})
+        else:
+            is_done = False
+    return is_done

@@ -455,7 +455,8 @@ def look_once(
         sleep: Waits, in seconds.
 
     Raises:
-        XRTError: The look told nothing; another may be made a minute later.
+        JobNotFoundError: The job does not exist, or is someone else's.
+        ServiceUnreachableError: The service did not answer.
     """
     chosen = choose_products(job, products)
     ended = looks.ended(job)
@@ -471,7 +472,7 @@ def look_once(
             )
             sleep(wait_s)
         elif looks.take(job.id, now, last):
-            return client.check_product_status(job, chosen, attempts=1)
+            return client.check_product_status(job, chosen)
 
 
 def naming(job: Job, say: _Log) -> _Log:

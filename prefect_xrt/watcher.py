@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,24 +18,28 @@ from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, NoReturn
 from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterEndTime,
+    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.variables import Variable
 
 from prefect_xrt import deferral, runs
 from prefect_xrt.account import Account
 from prefect_xrt.client import XRTClient
-from prefect_xrt.credentials import load_credentials
+from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.deferral import Seen, Wait
-from prefect_xrt.errors import ConfigurationError, XRTError
+from prefect_xrt.errors import ConfigurationError, DeadlineError, XRTError, asked_wait_s
+from prefect_xrt.pacing import FLOOR_S
 from prefect_xrt.progress import Board
 from prefect_xrt.protocol import Outcome
 from prefect_xrt.sensor import Ending, Watch, naming
@@ -51,10 +56,25 @@ _PAGE = 200
 # Runs that were cancelled while no watcher ran; what is older, the service has ended itself.
 _LONG_AGO = timedelta(days=1)
 _OVERLAP = timedelta(minutes=2)
+_PATIENCE_S = 3600.0
+_SELDOM_S = 600.0
+_OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 # A server that is busy with the list is not asked for it all the time.
 _SHARE = 10
 _TURN_S = 0.5
 _logger = logging.getLogger(__name__)
+
+
+_Name = tuple[str | None, str]
+"""The block of an account and the address of its service."""
+
+
+class _Trouble(NamedTuple):
+    """What went wrong the last time, and when it may be tried again."""
+
+    message: str
+    not_before: float
+    pause_s: float
 
 
 class Waiting(NamedTuple):
@@ -87,8 +107,10 @@ class Watcher:
         self._sleep = sleep
         self._timer = timer
         self._lead = _Lead(every_s, timer)
-        self._clients: dict[tuple[str | None, str], XRTClient] = {}
+        self._clients: dict[_Name, XRTClient] = {}
+        self._accounts: dict[_Name, tuple[XRTCredentials, Account, float]] = {}
         self._complained: set[str] = set()
+        self._troubles: dict[_Name | UUID, _Trouble] = {}
         self._followed: dict[str, list[Waiting]] = {}
         self._to_resume: dict[UUID, tuple[Waiting, Seen]] = {}
         self._boards: dict[UUID, Board] = {}
@@ -107,12 +129,17 @@ class Watcher:
         """
         runs.server_url()
         desk, easel = ThreadPoolExecutor(1, "desk"), ThreadPoolExecutor(1, "easel")
+        end = threading.Event()
+        heart = threading.Thread(target=self._beat, args=(end,), name="heart", daemon=True)
+        heart.start()
         try:
             with Watch(sleep=self._sleep, timer=self._timer) as watch:
                 self._run(watch, desk, easel, stand_by=stand_by)
         finally:
             for pool in (desk, easel):
                 pool.shutdown(wait=False, cancel_futures=True)
+            end.set()
+            heart.join(_SETTLE_S)
             self._lead.resign()
             for client in self._clients.values():
                 client.close()
@@ -128,18 +155,18 @@ class Watcher:
         is_new = True
         while True:
             now = self._timer()
-            if listing is None and now >= next_list_at:
+            if self._lead.is_anothers:
+                self._forget_all(watch)
+                if not stand_by:
+                    self._log("Another watcher leads already.")
+                    return
+            if listing is None and self._lead.is_ours and now >= next_list_at:
                 listing = desk.submit(self._list)
                 began_at = now
             if listing and listing.done():
                 found, listing = listing.result(), None
                 next_list_at = max(began_at + self._every_s, now + _SHARE * (now - began_at))
-                if self._lead.is_anothers:
-                    self._forget_all(watch)
-                    if not stand_by:
-                        self._log("Another watcher leads already.")
-                        return
-                elif found is not None:
+                if found is not None and self._lead.is_ours:
                     if is_new:
                         self._log(f"Watching; suspended flow runs: {len(found)}.")
                         is_new = False
@@ -154,12 +181,24 @@ class Watcher:
             else:
                 self._sleep(min(_TURN_S, self._every_s))
 
+    def _beat(self, end: threading.Event) -> None:
+        """Show again and again that this watcher lives; a list may take longer than others have patience."""
+        while not end.is_set():
+            try:
+                with runs.api() as client:
+                    self._lead.beat(client)
+            except Exception as error:
+                if not self._lead.is_ours:
+                    self._say_away(error)
+            end.wait(self._every_s)
+
+    def _say_away(self, error: Exception) -> None:
+        self._log(f"Prefect's server does not answer as it should ({type(error).__name__}); asking again.")
+
     def _list(self) -> list[Waiting] | None:
-        """Return who waits for what, and see to those that were cancelled; None where another watcher leads."""
+        """Return who waits for what, and see to those that were cancelled; None where that cannot be told."""
         try:
             with runs.api() as client:
-                if not self._lead.beat(client):
-                    return None
                 suspended = list(_suspended(client))
                 found = [
                     Waiting(run.id, wait) for run in suspended if (wait := deferral.what_it_waits_for(run))
@@ -167,9 +206,7 @@ class Watcher:
                 self._see_to_cancelled(client)
                 self._give_room(client, suspended)
         except Exception as error:
-            self._log(
-                f"Prefect's server does not answer as it should ({type(error).__name__}); asking again."
-            )
+            self._say_away(error)
             return None
         return found
 
@@ -178,30 +215,68 @@ class Watcher:
         began_at = datetime.now(UTC)
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED]))
         ended = FlowRunFilterEndTime(after_=self._cancelled_since)
+        left, seen = began_at, set[UUID]()
         for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
+            seen.add(run.id)
             if run.state and any(Wait.of(text) for text in run.labels.values()):
-                runs.cancel_jobs_of(run, run.state)
-        self._cancelled_since = began_at - _OVERLAP
+                if self._may_try(run.id) and runs.cancel_jobs_of(
+                    run, run.state, but=_gone_on_with(client, run)
+                ):
+                    self._troubles.pop(run.id, None)
+                else:
+                    left = min(left, run.end_time or began_at)
+                    self._put_off(run.id, "")
+        for gone in [what for what in self._troubles if isinstance(what, UUID) and what not in seen]:
+            del self._troubles[gone]
+        self._cancelled_since = max(left - _OVERLAP, began_at - _LONG_AGO)
 
     def _give_room(self, client: SyncPrefectClient, suspended: list[FlowRun]) -> None:
         """Let those submit for whom there is room, in the order in which they asked."""
-        asking: dict[tuple[str | None, str], set[UUID]] = {}
+        asking: dict[_Name, set[UUID]] = {}
         for run in suspended:
             room = deferral.room_it_waits_for(run)
             if room:
                 asking.setdefault((room.credentials, room.service), set()).add(run.id)
-        for (credentials, service), run_ids in asking.items():
-            service_client = self._client(credentials, service)
-            if service_client is None:
+        everyone = set[UUID]().union(*asking.values())
+        for name, run_ids in asking.items():
+            if not self._may_try(name):
                 continue
-            # How many may be active is read anew, so that it can be changed while this runs.
-            account = Account(load_credentials(credentials), service_client)
-            free = account.room()
-            for ticket in account.queue()[:free]:
-                if ticket.flow_run_id in run_ids:
-                    account.call(ticket)
-                    client.resume_flow_run(ticket.flow_run_id)
-                    self._log(f"Resumed a flow run that waited for room, to submit {ticket.title}.")
+            try:
+                account = self._account(name)
+                if account:
+                    self._call(client, account, run_ids, everyone)
+            except XRTError as error:
+                if name not in self._troubles or self._troubles[name].message != error.message:
+                    self._log(
+                        f"There may be room for jobs of {name[1]}, but that cannot be told: {error.message}"
+                    )
+                self._put_off(name, error.message, asked_wait_s(error))
+            else:
+                self._troubles.pop(name, None)
+
+    def _call(
+        self, client: SyncPrefectClient, account: Account, run_ids: set[UUID], everyone: set[UUID]
+    ) -> None:
+        """Let those of some runs submit for whom an account has room."""
+        free = account.room()
+        # Those that live wait in their processes; of the others, some have ended and will not come.
+        waiting = [ticket for ticket in account.queue() if ticket.lives or ticket.flow_run_id in everyone]
+        for ticket in waiting[:free]:
+            if ticket.flow_run_id in run_ids:
+                account.call(ticket)
+                client.resume_flow_run(ticket.flow_run_id)
+                self._log(f"Resumed a flow run that waited for room, to submit {ticket.title}.")
+
+    def _may_try(self, what: _Name | UUID) -> bool:
+        return what not in self._troubles or self._timer() >= self._troubles[what].not_before
+
+    def _put_off(self, what: _Name | UUID, message: str, at_least_s: float = 0.0) -> None:
+        """Try something again later, and ever later where it goes wrong again."""
+        if self._may_try(what):
+            before = self._troubles.get(what)
+            pause_s = min(2 * before.pause_s, _SELDOM_S) if before else FLOOR_S
+            not_before = self._timer() + min(max(pause_s, at_least_s), _PATIENCE_S)
+            self._troubles[what] = _Trouble(message, not_before, pause_s)
 
     def _follow(self, watch: Watch, found: list[Waiting]) -> None:
         """Follow what is waited for now, and forget what is not any more."""
@@ -249,7 +324,12 @@ class Watcher:
         )
 
     def _take(self, ending: Ending) -> None:
-        for waiting in self._followed.pop(ending.job.url, []):
+        waitings = self._followed.pop(ending.job.url, [])
+        if isinstance(ending.error, DeadlineError):
+            # The others' deadlines are later: they are followed again with the next list.
+            now = max(time.time(), min((waiting.wait.give_up_at for waiting in waitings), default=0.0))
+            waitings = [waiting for waiting in waitings if waiting.wait.give_up_at <= now]
+        for waiting in waitings:
             self._to_resume[waiting.run_id] = (waiting, Seen.of_ending(waiting.wait.key, ending))
 
     def _forget_all(self, watch: Watch) -> None:
@@ -260,6 +340,7 @@ class Watcher:
 
     def _resume(self) -> None:
         """Tell those whose wait has ended what was seen, and let them go on."""
+        has_failed = False
         with runs.api() as client:
             for run_id, (waiting, seen) in list(self._to_resume.items()):
                 job = waiting.wait.job
@@ -270,13 +351,19 @@ class Watcher:
                         client.update_flow_run_labels(run_id, {label: seen.model_dump_json()})
                         client.resume_flow_run(run_id)
                         self._log(f"{job}: resumed the flow run {run.name!r}.")
+                except ObjectNotFound:
+                    self._log(f"{job}: its flow run was deleted.")
                 except Exception as error:
                     self._log(
                         f"{job}: its flow run could not be resumed ({type(error).__name__}); trying again."
                     )
-                    time.sleep(_SETTLE_S)
-                    return
+                    has_failed = True
+                    if isinstance(error, httpx.TransportError):
+                        break  # a server that is away is so for all of them
+                    continue
                 self._to_resume.pop(run_id, None)
+        if has_failed:
+            time.sleep(_SETTLE_S)
 
     def _show(self) -> None:
         """Show how far the jobs are with the runs that wait for them."""
@@ -286,6 +373,18 @@ class Watcher:
                 run_id = waiting.run_id
                 board = self._boards.setdefault(run_id, Board(waiting.wait.job, flow_run_id=run_id))
                 board(outcome)
+
+    def _account(self, name: _Name) -> Account | None:
+        """Return an account, made anew where its block was changed, and now and then, since clocks drift."""
+        service_client = self._client(*name)
+        if service_client is None:
+            return None
+        credentials, now = load_credentials(name[0]), self._timer()
+        known, account, made_at = self._accounts.get(name, (None, None, now))
+        if account is None or known != credentials or now - made_at > _PATIENCE_S:
+            account = Account(credentials, service_client)
+            self._accounts[name] = credentials, account, now
+        return account
 
     def _client(self, credentials: str | None, service: str) -> XRTClient | None:
         """Return who asks for a run; None, said once, where the account of it cannot be used here."""
@@ -367,6 +466,17 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _gone_on_with(client: SyncPrefectClient, run: FlowRun) -> set[str]:
+    """Return the labels of jobs that a run has followed and others, begun since it ended, go on with."""
+    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))
+    later = FlowRunFilterStartTime(after_=run.end_time)
+    return {
+        label
+        for other in _pages(client, FlowRunFilter(state=state, start_time=later))
+        for label in runs.labels_in_common(run, other)
+    }
 
 
 def _suspended(client: SyncPrefectClient) -> Iterator[FlowRun]:

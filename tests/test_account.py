@@ -304,6 +304,14 @@ class TestCount:
                 pass
             assert lines[2:] == ["There is room for one more job now."]
 
+    def test_asked_to_wait(self, queue: Callable[..., tuple[Emulator, Account]]) -> None:
+        """A service that asks to be left alone for a while is."""
+        _, line = queue(1, faults=[Fault("count", "http-503", retry_after=900)])
+        slept: list[float] = []
+        with line.turn("a", "Patient", slept.append, lambda _: None):
+            pass
+        assert max(slept) == 900
+
     def test_unknown_account(
         self, queue: Callable[..., tuple[Emulator, Account]], monkeypatch: pytest.MonkeyPatch
     ) -> None:
