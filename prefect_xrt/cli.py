@@ -256,7 +256,12 @@ def _pacing(interval_s: float | None) -> Pacing:
     metavar="DIR",
     help="Where the job's record goes. The same request for the same folder is the same job, whatever happens.",
 )
-@_interval_option
+@click.option(
+    "--interval",
+    type=_Seconds(min=0, min_open=True),
+    metavar="SECONDS",
+    help="Where an answer is lost, the list has twice as long to show the job; two minutes, except on this machine.",
+)
 @_account_options
 @_json_option
 def submit(
