@@ -219,13 +219,14 @@ class Watcher:
         for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
             seen.add(run.id)
             if run.state and any(Wait.of(text) for text in run.labels.values()):
-                if self._may_try(run.id) and runs.cancel_jobs_of(
-                    run, run.state, but=_gone_on_with(client, run)
-                ):
+                if not self._may_try(run.id):
+                    left = min(left, run.end_time or began_at)
+                elif runs.cancel_jobs_of(run, run.state, but=_gone_on_with(client, run)):
                     self._troubles.pop(run.id, None)
                 else:
                     left = min(left, run.end_time or began_at)
-                    self._put_off(run.id, "")
+                    before = self._troubles.get(run.id)
+                    self._put_off(run.id, "", min(2 * before.pause_s, _SELDOM_S) if before else FLOOR_S)
         for gone in [what for what in self._troubles if isinstance(what, UUID) and what not in seen]:
             del self._troubles[gone]
         self._cancelled_since = max(left - _OVERLAP, began_at - _LONG_AGO)
@@ -250,7 +251,7 @@ class Watcher:
                     self._log(
                         f"There may be room for jobs of {name[1]}, but that cannot be told: {error.message}"
                     )
-                self._put_off(name, error.message, asked_wait_s(error))
+                self._put_off(name, error.message, max(FLOOR_S, asked_wait_s(error)))
             else:
                 self._troubles.pop(name, None)
 
@@ -270,13 +271,10 @@ class Watcher:
     def _may_try(self, what: _Name | UUID) -> bool:
         return what not in self._troubles or self._timer() >= self._troubles[what].not_before
 
-    def _put_off(self, what: _Name | UUID, message: str, at_least_s: float = 0.0) -> None:
-        """Try something again later, and ever later where it goes wrong again."""
-        if self._may_try(what):
-            before = self._troubles.get(what)
-            pause_s = min(2 * before.pause_s, _SELDOM_S) if before else FLOOR_S
-            not_before = self._timer() + min(max(pause_s, at_least_s), _PATIENCE_S)
-            self._troubles[what] = _Trouble(message, not_before, pause_s)
+    def _put_off(self, what: _Name | UUID, message: str, pause_s: float) -> None:
+        """Try something again, but later."""
+        not_before = self._timer() + min(pause_s, _PATIENCE_S)
+        self._troubles[what] = _Trouble(message, not_before, pause_s)
 
     def _follow(self, watch: Watch, found: list[Waiting]) -> None:
         """Follow what is waited for now, and forget what is not any more."""
