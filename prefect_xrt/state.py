@@ -10,6 +10,8 @@ import fcntl
 import hashlib
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -30,6 +32,17 @@ _logger = logging.getLogger(__name__)
 def _folder(kind: str, base_url: str) -> Path:
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state, "prefect-xrt", kind, digest(base_url))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process after the other into a folder; the lock dies with the process, and leaves nothing behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def digest(text: str) -> str:
@@ -108,9 +121,8 @@ class LocalLooks:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            # Of two that would look at the same moment, one gets to know of the other; the lock ends with the file.
-            with (self._folder / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            # Of two that would look at the same moment, one gets to know of the other.
+            with _locked(self._folder):
                 last = self.last(job_id)
                 if last is not None and (known is None or last > known + _SAME_LOOK_S):
                     return False
