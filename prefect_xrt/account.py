@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -282,7 +282,7 @@ class Account:
             return self._view(api).line
 
     def room(self) -> int:
-        """Return how many more jobs there may be; the service is asked as often as its manners allow.
+        """Return how many more jobs there may be; the service is asked once, and as often as its manners allow.
 
         Raises:
             XRTError: The service did not answer.
@@ -293,7 +293,7 @@ class Account:
                 stack.callback(self._let_go, api, lease)
                 note = (view := self._view(api)).note
                 if self._is_due(note):
-                    note = self._counted(note)
+                    note = self._counted(note, attempts=1)
                     self._write(api, view.note_id, note)
                     self._sweep(api, view.line)
             return max(0, self._allowed - note.active(self._now())) if note else 0
@@ -370,9 +370,18 @@ class Account:
             if verdict.full not in told:
                 told.add(verdict.full)
                 log(f"Waiting to submit: {verdict.reason}.")
-            with suppress(_AwayError):
-                self._renew(verdict)
-            sleep(verdict.pause_s)
+            for part in self._parts(verdict):
+                with suppress(_AwayError):
+                    self._renew(part)
+                sleep(part.pause_s)
+
+    def _parts(self, verdict: _Verdict) -> Iterator[_Verdict]:
+        """Divide a long pause, so that those who asked later do not wait as long for one who has died in it."""
+        left_s, most_s = verdict.pause_s, _SLOWEST * self._floor_s
+        while left_s > most_s:
+            yield replace(verdict, pause_s=most_s)
+            left_s -= most_s
+        yield replace(verdict, pause_s=left_s)
 
     def _without_queue(self, since: float) -> _Verdict:
         """Let the count alone decide, unless Prefect's server may only be busy, or be started again.
@@ -463,8 +472,8 @@ class Account:
         """Whether the service may be asked; a note from the future tells nothing."""
         return note is None or not 0 <= self._now() - note.asked_at < self._floor_s
 
-    def _counted(self, note: _Note | None) -> _Note:
-        now, count = self._now(), self._client.count_active_jobs()
+    def _counted(self, note: _Note | None, attempts: int | None = None) -> _Note:
+        now, count = self._now(), self._client.count_active_jobs(attempts=attempts)
         if note is None:
             return _Note(count=count, asked_at=now)
         # Whoever submitted has let go, or has lost the slot to this one.
@@ -621,14 +630,16 @@ class Account:
         if not doubtful:
             return
         wanted = FlowRunFilter(id=FlowRunFilterId(any_=runs_of))
-        open_ = {
-            run.id
-            for run in (api.read_flow_runs(flow_run_filter=wanted, limit=_PAGE) if runs_of else [])
-            if not (run.state and run.state.is_final())
-        }
+        found = api.read_flow_runs(flow_run_filter=wanted, limit=_PAGE) if runs_of else []
+        states = {run.id: run.state for run in found}
         oldest = datetime.fromtimestamp(self._now(), UTC) - _FORGOTTEN
         for waiting in doubtful:
-            if waiting.flow_run_id not in open_ or waiting.asked_at < oldest:
+            state = states.get(waiting.flow_run_id) if waiting.flow_run_id else None
+            # One that is suspended may have to wait for weeks.
+            waits = state is not None and (
+                state.is_paused() or (not state.is_final() and waiting.asked_at >= oldest)
+            )
+            if not waits:
                 _drop(api, waiting.ticket)
 
     def _write(self, api: SyncPrefectClient, note_id: UUID | None, note: _Note) -> UUID:

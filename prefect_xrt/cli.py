@@ -616,6 +616,9 @@ def _run_flow(name: str, account: tuple[str, str], *, as_json: bool, **options: 
             tasks.on_look.reset(token)
     result = state.result(raise_on_failure=False)
     report = result if isinstance(result, reports.BuildReport) else getattr(result, "report", None)
+    if state.is_cancelled() and not report:
+        _say(str(state.message))
+        sys.exit(_CANCELLED)
     if not isinstance(report, reports.BuildReport):
         raise result if isinstance(result, Exception) else RuntimeError(state.message)
     if as_json:

@@ -303,9 +303,13 @@ class XRTClient:
         data = self._call("cancel", body, attempts=attempts)
         return protocol.decode_cancel(data, job, chosen)
 
-    def count_active_jobs(self) -> int:
-        """Return how many of the user's jobs wait or run; the service asks for no more than about 5."""
-        return protocol.decode_count(self._call("count", {}))
+    def count_active_jobs(self, *, attempts: int | None = None) -> int:
+        """Return how many of the user's jobs wait or run; the service asks for no more than about 5.
+
+        Args:
+            attempts: How often to try; the client's own number by default.
+        """
+        return protocol.decode_count(self._call("count", {}, attempts=attempts))
 
     def list_jobs(self, *, attempts: int | None = None) -> tuple[JobSummary, ...]:
         """Return all jobs that the user ever submitted, newest first.

@@ -141,56 +141,63 @@ def build_products(
     wanted = _read(request, account)
     output_dir = output_dir.expanduser().absolute()
     archive.make_directory(output_dir)
-    with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
-        seen = None
-        record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
-        if record is None and waiting == "suspended" and (left := deferral.job_before()):
-            # The folder is that of another machine.
-            job, reused = left
-            job = tasks.attach_job(job.id, account)
-            record = _put_on_record(output_dir, job, request=encode(wanted), reused=reused)
-        if record is None and reuse != "never" and read_submission(output_dir) is None:
-            found = tasks.find_job(wanted, account, failed_too=reuse == "always")
-            if found:
-                job, seen = found
-                record = _put_on_record(output_dir, job, request=encode(wanted), reused=True)
-                if waiting == "suspended":
-                    runs.note_reused(job.id)
-                get_run_logger().info("Taking %s, which answers the request already.", job)
-        policy: CancelPolicy = "never" if record and record.reused else cancel_job
-        with runs.cancelled_with_run([record.job] if record else [], account, policy, and_more=True):
-            if record is None:
-                if waiting == "suspended":
-                    deferral.await_turn(wanted, account, output_dir)
-                try:
-                    job = tasks.submit_request(
-                        wanted,
-                        account,
-                        record_dir=output_dir,
-                        settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
-                    )
-                except SubmitUncertainError as error:
-                    alerts.raise_uncertain(error, output_dir, notifier)
-                    raise
-                runs.submitted(job)  # once more where Prefect has remembered the job
-                record = _record_after_submit(output_dir, job, wanted)
-            return _follow(
-                record,
-                account,
-                output_dir,
-                seen=seen,
-                started_at=started_at,
-                archive_format=archive_format,
-                extract=extract,
-                overwrite=overwrite,
-                accept_partial=accept_partial,
-                cancel_job=policy,
-                pacing=pacing,
-                deadline_s=deadline_s,
-                max_failed_looks=max_failed_looks,
-                notifier=notifier,
-                waiting=waiting,
-            )
+    try:
+        with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
+            seen = None
+            record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
+            if record is None and waiting == "suspended" and (left := deferral.job_before()):
+                # The folder is that of another machine.
+                job, reused = left
+                job = tasks.attach_job(job.id, account)
+                record = _put_on_record(output_dir, job, request=encode(wanted), reused=reused)
+            if record is None and reuse != "never" and read_submission(output_dir) is None:
+                found = tasks.find_job(wanted, account, failed_too=reuse == "always")
+                if found:
+                    job, seen = found
+                    record = _put_on_record(output_dir, job, request=encode(wanted), reused=True)
+                    if waiting == "suspended":
+                        runs.note_reused(job.id)
+                    get_run_logger().info("Taking %s, which answers the request already.", job)
+            policy: CancelPolicy = "never" if record and record.reused else cancel_job
+            with runs.cancelled_with_run([record.job] if record else [], account, policy, and_more=True):
+                if record is None:
+                    if waiting == "suspended":
+                        deferral.await_turn(wanted, account, output_dir)
+                    try:
+                        job = tasks.submit_request(
+                            wanted,
+                            account,
+                            record_dir=output_dir,
+                            settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
+                        )
+                    except SubmitUncertainError as error:
+                        alerts.raise_uncertain(error, output_dir, notifier)
+                        raise
+                    runs.submitted(job)  # once more where Prefect has remembered the job
+                    runs.note_submitted()
+                    record = _record_after_submit(output_dir, job, wanted)
+                return _follow(
+                    record,
+                    account,
+                    output_dir,
+                    seen=seen,
+                    started_at=started_at,
+                    archive_format=archive_format,
+                    extract=extract,
+                    overwrite=overwrite,
+                    accept_partial=accept_partial,
+                    cancel_job=policy,
+                    pacing=pacing,
+                    deadline_s=deadline_s,
+                    max_failed_looks=max_failed_looks,
+                    notifier=notifier,
+                    waiting=waiting,
+                )
+    except runs.RunCancelled as stop:
+        if flow_run.id != flow_run.root_flow_run_id:
+            raise  # the flow that has called this one tells what that means
+        message = f"{stop} It had not begun to wait for its products."
+        return cast(BuildReport, Cancelled(message=message, data=ProductsError(message)))
 
 
 @flow(
@@ -261,7 +268,7 @@ def attach_products(
             asked = left.request if left and same_request(left.request, job.parameters) is not False else None
             record = _put_on_record(output_dir, job, request=asked, owner=left.owner if left else None)
             remove_submission(output_dir)
-        with runs.cancelled_with_run(record.job, account, cancel_job):
+        with runs.cancelled_with_run(record.job, account, cancel_job, and_more=True):
             return _follow(
                 record,
                 account,

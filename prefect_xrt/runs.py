@@ -38,7 +38,7 @@ from prefect.settings import get_current_settings
 from tenacity import retry, retry_if_exception, stop_after_delay, wait_random_exponential
 
 from prefect_xrt.credentials import XRTCredentials, load_credentials
-from prefect_xrt.errors import ConfigurationError, XRTError
+from prefect_xrt.errors import ConfigurationError, XRTError, is_transient
 from prefect_xrt.protocol import Job, JobSummary
 from prefect_xrt.reports import artifact_key, of_this_run
 from prefect_xrt.state import LocalClaims
@@ -58,11 +58,13 @@ __all__ = [
     "halting_threads",
     "has_reused",
     "heard_of",
+    "hurried",
     "label",
     "labels_in_common",
     "not_vital",
     "note_ended",
     "note_reused",
+    "note_submitted",
     "pausing",
     "read_labels",
     "run_of_its_own",
@@ -411,13 +413,12 @@ class _Care:
         self._policy = policy
         self._around = around
         self._noted: set[str] = set()
-        self._cancelled: set[str] = set()
+        self._tried: set[str] = set()
 
     def add(self, job: Job) -> None:
         """Take care of one job more."""
         if all(job.url != known.url for known in (*self._jobs, *self._more)):
             self._more.append(job)
-            self.note()
 
     def note(self) -> None:
         """Note on the run which jobs it follows, unless that has been done around this."""
@@ -437,15 +438,18 @@ class _Care:
             return
         log = get_run_logger()
         for job in (*self._jobs, *self._more):
-            if job.url not in self._cancelled and _cancel(job, self._account, log.info, log.error):
-                self._note_cancelled(job)
+            if job.url in self._tried:
+                continue
+            # Once: a process that is being ended has no time for more.
+            self._note_tried(job)
+            if _cancel(job, self._account, log.info, log.error):
                 with not_vital(f"It could not be noted that {job} is cancelled"):
                     label({f"{_LABEL}{job.id}": _CANCELLED})
 
-    def _note_cancelled(self, job: Job) -> None:
-        self._cancelled.add(job.url)
+    def _note_tried(self, job: Job) -> None:
+        self._tried.add(job.url)
         if self._around:
-            self._around._note_cancelled(job)
+            self._around._note_tried(job)
 
 
 _care: ContextVar[_Care | None] = ContextVar("care", default=None)
@@ -489,6 +493,13 @@ def submitted(job: Job) -> None:
     care = _care.get()
     if care:
         care.add(job)
+
+
+def note_submitted() -> None:
+    """Note what was submitted on the run, too, where the hooks find it; Prefect's server may take its time."""
+    care = _care.get()
+    if care:
+        care.note()
 
 
 @contextmanager
@@ -539,6 +550,7 @@ def follow(
     label(
         {f"{_LABEL}{job.id}": policy for job in jobs}
         | {f"{_LABEL}{job.id}.credentials": name for job in jobs}
+        | {f"{_LABEL}{job.id}.url": job.url for job in jobs}
         | dict(more or {})
     )
 
@@ -573,15 +585,18 @@ def read_labels() -> dict[str, Any]:
         return dict(client.read_flow_run(UUID(runtime.root_flow_run_id)).labels)
 
 
+def hurried(account: XRTCredentials) -> XRTCredentials:
+    """Return an account that does not wait long for the service."""
+    timeouts_s = {"connect_timeout_s": _SERVICE_TIMEOUT_S, "read_timeout_s": _SERVICE_TIMEOUT_S}
+    return account.model_copy(update=timeouts_s)
+
+
 def _cancel(
     job: Job, account: XRTCredentials, log: Callable[[str], None], complain: Callable[[str], None]
 ) -> bool:
     """Cancel what a job still builds, within the time that a run which is being stopped has left."""
-    hurried = account.model_copy(
-        update={"connect_timeout_s": _SERVICE_TIMEOUT_S, "read_timeout_s": _SERVICE_TIMEOUT_S}
-    )
     try:
-        with hurried.get_client() as client:
+        with hurried(account).get_client() as client:
             result = client.cancel(job, attempts=2)
     except XRTError as error:
         complain(f"{job} could not be cancelled ({error.message}) Do it by `prefect-xrt cancel {job.id}`.")
@@ -607,7 +622,7 @@ def labels_in_common(run: FlowRun, other: FlowRun) -> set[str]:
         if re.fullmatch(rf"{re.escape(_LABEL)}\d+", name)
         and policy not in (_CANCELLED, _ENDED)
         and name in run.labels
-        and other.labels.get(f"{name}.credentials") == run.labels.get(f"{name}.credentials")
+        and other.labels.get(f"{name}.url") == run.labels.get(f"{name}.url")
     }
 
 
@@ -620,7 +635,7 @@ def cancel_jobs_of(flow_run: FlowRun, state: State[Any], but: Collection[str] = 
         but: The labels of jobs that are to be left alone.
 
     Returns:
-        Whether nothing is left to do.
+        Whether nothing is left to do, or can be done.
     """
     log = flow_run_logger(flow_run)
     with api() as client:
@@ -635,11 +650,11 @@ def cancel_jobs_of(flow_run: FlowRun, state: State[Any], but: Collection[str] = 
             continue
         try:
             account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None, variables)
-            with account.get_client() as service:
-                job = service.attach(int(job_id[1]))
+            with hurried(account).get_client() as service:
+                job = service.attach(int(job_id[1]), attempts=2)
         except XRTError as error:
             log.error("Job %s could not be cancelled: %s", job_id[1], error.message)  # noqa: TRY400 - says it all
-            is_done = False
+            is_done = is_done and not is_transient(error)
             continue
         if _cancel(job, account, log.info, log.error):
             with api() as client:

@@ -258,16 +258,17 @@ class Watch:
         while self._flying < self._connections and self._until_next() <= _NOW_S:
             _, _, what = heapq.heappop(self._agenda)
             what.number = -1
+            now = self._timer()
             if isinstance(what, _Pace):
-                pace, followed = what, what.next()
+                # It may be the turn of a deadline only.
+                pace, followed = what, what.next() if what.not_before <= now + _NOW_S else None
                 for overdue in what.overdue(self._clock()):
-                    self._end(overdue, overdue.deadline_error())
+                    self._give_up(overdue)
             elif what.is_over:
-                self._end(what, what.deadline_error())
+                self._give_up(what)
                 continue
             else:
                 pace, followed = what.pace, what
-            now = self._timer()
             if followed is what and (pace.waiting or pace.not_before > now + _NOW_S):
                 pace.waiting.append(followed)
                 followed.number = next(self._numbers)
@@ -275,9 +276,9 @@ class Watch:
                 pace.not_before = now + pace.spacing_s
                 self._look(followed)
             elif followed:
-                self._plan(followed)
+                self._go_on(followed)
             if pace.waiting and pace.number < 0:
-                self._put(pace.not_before, pace)
+                self._put(min(pace.not_before, now + pace.deadline_s(self._clock())), pace)
             if self._over:
                 return
 
@@ -322,6 +323,10 @@ class Watch:
             self._end(followed, None)
         else:
             self._plan(followed)
+
+    def _give_up(self, followed: _Followed) -> None:
+        """End a wait whose deadline has passed, unless another process has seen how the job has ended."""
+        self._end(followed, None if followed.ended_elsewhere() else followed.deadline_error())
 
     def _end(self, followed: _Followed, error: Exception | None) -> None:
         self.forget(followed.job)
@@ -456,7 +461,7 @@ def look_once(
 
     Raises:
         JobNotFoundError: The job does not exist, or is someone else's.
-        ServiceUnreachableError: The service did not answer.
+        ServiceUnreachableError: The service did not answer; it may be asked again a minute later.
     """
     chosen = choose_products(job, products)
     ended = looks.ended(job)
@@ -464,15 +469,15 @@ def look_once(
         return ended.model_copy(update={"statuses": {p: ended.statuses[p] for p in chosen}})
     floor_s = 0.0 if client.is_local else FLOOR_S
     while True:
-        now, last = time.time(), looks.last(job.id)
-        wait_s = 0.0 if last is None else min(last + floor_s - now, floor_s)
+        last = looks.last(job.id)
+        wait_s = 0.0 if last is None else min(last + floor_s - time.time(), floor_s)
         if wait_s > 0:
             (log or _logger.info)(
                 f"{job} was looked at just now; waiting {wait_s:.0f} s, since the service asks for a look a minute."
             )
             sleep(wait_s)
-        elif looks.take(job.id, now, last):
-            return client.check_product_status(job, chosen)
+        if looks.take(job.id, time.time(), last):
+            return client.check_product_status(job, chosen, attempts=1)
 
 
 def naming(job: Job, say: _Log) -> _Log:
@@ -512,7 +517,13 @@ class _Pace:
         """Return whose deadline has passed while they wait for their turn at a service that fails."""
         if not self._failures:
             return []
-        return [followed for followed in self.waiting if followed.number >= 0 and followed.give_up_at < at]
+        return [followed for followed in self.waiting if followed.number >= 0 and followed.give_up_at <= at]
+
+    def deadline_s(self, at: float) -> float:
+        """Return the seconds until the first of those deadlines."""
+        if not self._failures:
+            return float("inf")
+        return min(followed.give_up_at for followed in self.waiting) - at
 
     def take(self, brought: Outcome | BaseException, now: float) -> None:
         """Learn from how a look went."""
@@ -557,6 +568,7 @@ class _Followed:
         self._on_look = on_look
         self._looked_at: float | None = since.looked_at.timestamp() if since else None
         self._has_looked = False
+        self._is_overtaken = False
         self._retry_after_s = 0.0
         self._failed_looks = 0
         known = since.statuses if since else {}
@@ -597,8 +609,9 @@ class _Followed:
     def pause_s(self, now: float, at: float, chance: float) -> float:
         """Return the seconds until the next look."""
         interval = 0.0
-        # What a look that told nothing should have told may be that all is over.
-        if not self._failed_looks:
+        # What a look that told nothing should have told may be that all is over; and so may that of another process,
+        # which keeps this one from ever looking if it has the shorter interval.
+        if not self._failed_looks and not self._is_overtaken:
             histories = [self._histories.get(product, ()) for product in self._pending]
             interval = self._pacing.interval_s(histories, chance)
         return self._left_s(max(interval, self._pacing.floor_s, self._retry_after_s), now, at)
@@ -614,10 +627,21 @@ class _Followed:
         """Note that it is looked at now; False where another process has done so meanwhile."""
         if self._looks and not self._looks.take(self.job.id, at, self._looked_at):
             self._keep_away()
+            self._is_overtaken = True
+            self.ended_elsewhere()
             return False
         self.looked_t, self._looked_at, self._has_looked = now, at, True
+        self._is_overtaken = False
         self._retry_after_s = 0.0
         return True
+
+    def ended_elsewhere(self) -> bool:
+        """Learn how the job has ended from another process that has seen it; False where none has."""
+        ended = self._looks.ended(self.job) if self._looks else None
+        if ended:
+            self.outcome, self._ended = ended.model_copy(update={"job": self.job}), self.job.products
+            self._unconfirmed, self._failed_looks = frozenset(), 0
+        return ended is not None
 
     def ask(self) -> Outcome | BaseException:
         """Ask once; whatever goes wrong is brought back."""

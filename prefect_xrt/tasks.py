@@ -113,7 +113,8 @@ def submit_request(
     Args:
         request: What to build.
         credentials: The account; the one in the environment by default.
-        record_dir: Where the job's record (`job.json`, `jobPars.json`) goes at once.
+        record_dir: Where the job's record (`job.json`, `jobPars.json`) goes at once. Without it, a job whose answer
+            was lost is found again by a retry of this task, of its flow, or of the flow that has called that.
         settle_s: How long the service's list may take to show a job, in seconds, where it is to decide
             whether a request became one.
 
@@ -150,6 +151,7 @@ def submit_request(
             log=logger.info,
             sleep=sleep,
         )
+    runs.note_submitted()
     logger.info("The service accepted %s: %s.", job, ", ".join(product.value for product in job.products))
     return job
 

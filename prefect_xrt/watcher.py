@@ -23,7 +23,6 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterEndTime,
-    FlowRunFilterStartTime,
     FlowRunFilterState,
     FlowRunFilterStateName,
     FlowRunFilterStateType,
@@ -58,6 +57,7 @@ _LONG_AGO = timedelta(days=1)
 _OVERLAP = timedelta(minutes=2)
 _PATIENCE_S = 3600.0
 _SELDOM_S = 600.0
+_LONG_S = 20.0
 _OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
 # A server that is busy with the list is not asked for it all the time.
 _SHARE = 10
@@ -108,6 +108,7 @@ class Watcher:
         self._timer = timer
         self._lead = _Lead(every_s, timer)
         self._clients: dict[_Name, XRTClient] = {}
+        self._services: dict[_Name, XRTClient] = {}
         self._accounts: dict[_Name, tuple[XRTCredentials, Account, float]] = {}
         self._complained: set[str] = set()
         self._troubles: dict[_Name | UUID, _Trouble] = {}
@@ -141,7 +142,7 @@ class Watcher:
             end.set()
             heart.join(_SETTLE_S)
             self._lead.resign()
-            for client in self._clients.values():
+            for client in (*self._clients.values(), *self._services.values()):
                 client.close()
 
     def _run(
@@ -215,11 +216,11 @@ class Watcher:
         began_at = datetime.now(UTC)
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED]))
         ended = FlowRunFilterEndTime(after_=self._cancelled_since)
-        left, seen = began_at, set[UUID]()
+        left, seen, stop_at = began_at, set[UUID](), self._timer() + _LONG_S
         for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
             seen.add(run.id)
             if run.state and any(Wait.of(text) for text in run.labels.values()):
-                if not self._may_try(run.id):
+                if not self._may_try(run.id) or self._timer() > stop_at:
                     left = min(left, run.end_time or began_at)
                 elif runs.cancel_jobs_of(run, run.state, but=_gone_on_with(client, run)):
                     self._troubles.pop(run.id, None)
@@ -374,12 +375,15 @@ class Watcher:
 
     def _account(self, name: _Name) -> Account | None:
         """Return an account, made anew where its block was changed, and now and then, since clocks drift."""
-        service_client = self._client(*name)
-        if service_client is None:
+        if self._client(*name) is None:
             return None
         credentials, now = load_credentials(name[0]), self._timer()
         known, account, made_at = self._accounts.get(name, (None, None, now))
         if account is None or known != credentials or now - made_at > _PATIENCE_S:
+            # The list has no time for a service that is slow.
+            if name in self._services:
+                self._services.pop(name).close()
+            service_client = self._services[name] = runs.hurried(credentials).get_client()
             account = Account(credentials, service_client)
             self._accounts[name] = credentials, account, now
         return account
@@ -467,12 +471,11 @@ def stopped_by_sigterm() -> Iterator[None]:
 
 
 def _gone_on_with(client: SyncPrefectClient, run: FlowRun) -> set[str]:
-    """Return the labels of jobs that a run has followed and others, begun since it ended, go on with."""
+    """Return the labels of jobs that a run has followed and others, which have not ended, go on with."""
     state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))
-    later = FlowRunFilterStartTime(after_=run.end_time)
     return {
         label
-        for other in _pages(client, FlowRunFilter(state=state, start_time=later))
+        for other in _pages(client, FlowRunFilter(state=state))
         for label in runs.labels_in_common(run, other)
     }
 

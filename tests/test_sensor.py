@@ -65,14 +65,13 @@ class World:
         self.sleeps: list[float] = []
         self.lines: list[str] = []
         self.chances = 0.5
-        self.attempts: int | None = 1
         self.on_sleep: Callable[[], None] = lambda: None
 
     def check_product_status(
         self, job: Job, products: Sequence[Product], *, attempts: int | None = None
     ) -> Outcome:
         """Take the place of the client's method, by the protocol's own decoding."""
-        assert (job, attempts) == (self.job, self.attempts)
+        assert (job, attempts) == (self.job, 1)
         self.looked_at.append(self.time)
         self.asked.append(tuple(products))
         shown = self.looks.pop(0) if len(self.looks) > 1 else self.looks[0]
@@ -294,6 +293,42 @@ class TestOthers:
         world.wait(looks=looks, pacing=Pacing(ceiling_s=60, jitter=0))
         assert "elsewhere" in world.lines
         assert world.looked_at == [START, START + 120]
+
+    @pytest.mark.parametrize("notes_the_end", [True, False])
+    def test_in_a_hurry(self, notes_the_end: bool) -> None:
+        """Another that looks every minute keeps this one neither from looking nor from learning the end."""
+        looks = LocalLooks("https://example.org")
+        world = Many([3600.0])
+        (job,) = world.jobs
+        times: list[float] = []
+
+        def sleep(seconds: float) -> None:
+            until = world.time + seconds
+            while (due := (looks.last(0) or 0) + 61) <= until:
+                world.time = max(due, world.time)
+                if looks.take(0, world.time, looks.last(0)):
+                    times.append(world.time - START)
+                if notes_the_end and world.time - START >= 3600:
+                    looks.end(world.check_product_status(job, (IMAGE,), attempts=1))
+            world.time = until
+
+        outcome = wait_for_products(
+            cast(XRTClient, world),
+            job,
+            looks=looks,
+            clock=lambda: world.time,
+            timer=lambda: world.time,
+            sleep=sleep,
+            chance=lambda: 0.5,
+            log=lambda _: None,
+        )
+        assert outcome.ready == (IMAGE,)
+        # Its own interval is a tenth of the time by then.
+        assert 3600 <= world.time - START < 4100
+        assert times
+        if not notes_the_end:
+            all_looks = sorted([*times, *(at for at, _ in world.looks)])
+            assert min(b - a for a, b in pairwise(all_looks)) > 59.9
 
     def test_at_the_same_moment(self) -> None:
         """Of those that would look together, one does: no job is ever asked too often, however many follow it."""
@@ -803,6 +838,16 @@ class TestWatch:
         assert all(isinstance(ending.error, DeadlineError) for ending, _ in endings)
         assert max(at for _, at in endings) < 1800 + 2 * 60
 
+    def test_overdue_while_the_service_is_left_alone(self) -> None:
+        """A deadline holds, too, where the service has asked for patience beyond it."""
+        world = Many([1e9] * 3)
+        world.trouble = lambda _: away(retry_after_s=3600.0)
+        with world.watch() as watch:
+            world.follow(watch, deadline_s=300)
+            endings = [(ending.job.id, world.time - START) for ending in watch.endings()]
+        assert endings == [(0, 300.0), (1, 300.0), (2, 300.0)]
+        assert [job for _, job in world.looks] == [0]
+
     def test_overtaken_in_the_queue(self) -> None:
         """A job that another process has looked at while it waited for its turn does not hold up those behind it."""
         world, looks = Many([1e9] * 3), LocalLooks("https://example.org")
@@ -900,7 +945,6 @@ class TestLookOnce:
     def test_pace(self) -> None:
         """A job that was looked at just now is left alone for the rest of the minute, here as elsewhere."""
         world, looks, slept, lines = World({IMAGE: 3}), LocalLooks("https://example.org"), [], []
-        world.attempts = None  # as the client does by itself: nobody else will ask again
         began = time.time()
         assert looks.take(801, began - 50, None)
 
@@ -913,6 +957,14 @@ class TestLookOnce:
         assert "was looked at just now" in lines[0]
         assert len(world.looked_at) == len(slept) == 1
         assert (looks.last(801) or 0) >= began
+
+    def test_clock_put_back(self) -> None:
+        """A look that was noted by a clock that went ahead is waited for once, not for all that time."""
+        world, looks, slept = World({IMAGE: 3}), LocalLooks("https://example.org"), []
+        assert looks.take(801, time.time() + 7200, None)
+        look_once(cast(XRTClient, world), world.job, looks=looks, sleep=slept.append)
+        assert slept == [60.0]
+        assert len(world.looked_at) == 1
 
     def test_ended(self) -> None:
         """A job that is known to have ended is not asked about."""
