@@ -330,6 +330,14 @@ class TestOthers:
             all_looks = sorted([*times, *(at for at, _ in world.looks)])
             assert min(b - a for a, b in pairwise(all_looks)) > 59.9
 
+    def test_ended_by_the_deadline(self) -> None:
+        """Where another process has seen the end before the deadline, that is no failure."""
+        looks, world, other = LocalLooks("https://example.org"), World({IMAGE: 3}), World({IMAGE: 4})
+        world.on_sleep = lambda: looks.end(other.wait()) if world.time > START else None
+        assert codes(world.wait(looks=looks, deadline_s=50)) == {IMAGE: 4}
+        assert world.time == START + 50
+        assert len(world.looked_at) == 1
+
     def test_at_the_same_moment(self) -> None:
         """Of those that would look together, one does: no job is ever asked too often, however many follow it."""
         floor_s, looked_at = 0.05, []
