@@ -151,6 +151,8 @@ def _read_requests(
         for target in (read_targets(sources) if sources.strip() else ())
     ]
     checks = []
+    if requests_dir and not Path(requests_dir).expanduser().is_dir():
+        raise InvalidRequestError(f"Folder of requests: there is no folder {requests_dir}")
     files = sorted(Path(requests_dir).expanduser().glob("*.json")) if requests_dir else []
     if not (requests or files):
         raise InvalidRequestError("Sources, Folder of requests: there is nothing to build")
@@ -294,7 +296,8 @@ def _folder(request: ProductRequest, place: Path, run: str) -> Path:
     except OutputError:
         return place / run
     since = None
-    if record and record.finished_at is None and record.answers(request):
+    # One that is finished has ended before it was looked at: nobody has been told of it.
+    if record and record.answers(request):
         since = record.job.submitted_at
     elif record is None and left and left.request == encode(request):
         since = left.last_asked_at

@@ -18,16 +18,17 @@ from prefect_xrt import BuildReport, Product, build_products, cancel_jobs, forms
 from prefect_xrt.archive import folder_name
 from prefect_xrt.deferral import Waiting
 from prefect_xrt.errors import InvalidRequestError, RequestWarning
-from prefect_xrt.flows import Reuse
+from prefect_xrt.flows import Reuse, name_of
 from prefect_xrt.forms import titled
 from prefect_xrt.runs import CancelPolicy
 
 
 def _run_name() -> str:
     given = flow_run.parameters
-    pasted = given.get("request") or {}
-    name = given.get("name") or pasted.get("name") or (pasted.get("jobPars") or {}).get("name")
-    return f"one target: {name or 'unnamed'}"
+    pasted = given.get("request")
+    inner = pasted.get("jobPars") if isinstance(pasted, dict) else None
+    name = given.get("name") or name_of(inner if isinstance(inner, dict) else pasted)
+    return f"one target: {name}"
 
 
 @flow(

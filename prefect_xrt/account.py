@@ -377,7 +377,7 @@ class Account:
 
     def _parts(self, verdict: _Verdict) -> Iterator[_Verdict]:
         """Divide a long pause, so that those who asked later do not wait as long for one who has died in it."""
-        left_s, most_s = verdict.pause_s, _SLOWEST * self._floor_s
+        left_s, most_s = verdict.pause_s, self._floor_s
         while left_s > most_s:
             yield replace(verdict, pause_s=most_s)
             left_s -= most_s

@@ -273,7 +273,7 @@ def await_turn(request: ProductRequest, account: XRTCredentials, record_dir: Pat
             return
         # Those before it are about to submit, and there is room for all of them: it is not worth a new process.
         with runs.not_vital("It could not be asked how many wait for room"):
-            if who in [waiting.asker for waiting in line.queue() if waiting.lives][: line.room()]:
+            if who in [waiting.asker for waiting in line.queue()[: line.room()]]:
                 return
     key = f"{runs.ROOM_KEY}{time.time_ns()}"
     wait = RoomWait(key=key, service=account.base_url, credentials=account.block_name)

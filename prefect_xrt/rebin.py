@@ -170,6 +170,7 @@ def finish_rebin(
     *,
     systematics: Which = "with",
     unreliable: Which = "without",
+    cancelled_by: Callable[[BaseException], bool] = lambda _: True,
     **waiting: Any,
 ) -> LightCurve:
     """Wait for a new binning that was asked for, and return it.
@@ -179,6 +180,7 @@ def finish_rebin(
         rebin: What was asked for.
         systematics: As of `XRTClient.retrieve_light_curve`.
         unreliable: As of `XRTClient.retrieve_light_curve`.
+        cancelled_by: Tells by what has interrupted this whether the binning is cancelled; it is by default.
         waiting: As of `wait_for_rebin`.
 
     Raises:
@@ -197,7 +199,8 @@ def finish_rebin(
             f"It goes on all the same: `finish_rebin` waits for `RebinJob(id={rebin.id}, job=..., parameters=...)`."
         )
         raise
-    except BaseException:
-        with contextlib.suppress(Exception):
-            client.cancel_rebin(rebin, attempts=1)
+    except BaseException as stop:
+        if cancelled_by(stop):
+            with contextlib.suppress(Exception):
+                client.cancel_rebin(rebin, attempts=1)
         raise

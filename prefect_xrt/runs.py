@@ -59,6 +59,7 @@ __all__ = [
     "has_reused",
     "heard_of",
     "hurried",
+    "is_cancellation",
     "label",
     "labels_in_common",
     "not_vital",
@@ -140,7 +141,7 @@ def halting_threads() -> Iterator[Halt]:
     except Exception:
         raise
     except BaseException as stop:
-        halt.stop(RunCancelled() if _is_cancellation(stop) else stop)
+        halt.stop(RunCancelled() if is_cancellation(stop) else stop)
         raise
     finally:
         _halt.reset(token)
@@ -434,7 +435,7 @@ class _Care:
 
     def end(self, stop: BaseException) -> None:
         """Cancel the jobs, if what stops the run asks for that."""
-        if self._policy == "never" or (self._policy == "when-cancelled" and not _is_cancellation(stop)):
+        if self._policy == "never" or (self._policy == "when-cancelled" and not is_cancellation(stop)):
             return
         log = get_run_logger()
         for job in (*self._jobs, *self._more):
@@ -534,7 +535,8 @@ def note_ended(job_id: int) -> None:
         label({f"{_LABEL}{job_id}": _ENDED})
 
 
-def _is_cancellation(stop: BaseException) -> bool:
+def is_cancellation(stop: BaseException) -> bool:
+    """Whether what ends a run is its cancellation, and not a crash or a restart of its machine."""
     by_hand = isinstance(stop, KeyboardInterrupt) and not _has_runner()
     return by_hand or isinstance(stop, RunCancelled) or _is_cancelled()
 
@@ -572,10 +574,14 @@ while_busy = retry(
 where many runs begin at once."""
 
 
+_labelling = threading.Lock()
+
+
 @while_busy
 def label(labels: dict[str, str]) -> None:
     """Write labels on the outermost flow run; those of other names stay."""
-    with api() as client:
+    # The server reads, merges and writes them: of two threads that write at once, one would write over the other.
+    with _labelling, api() as client:
         client.update_flow_run_labels(UUID(runtime.root_flow_run_id), dict(labels))
 
 

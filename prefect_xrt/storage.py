@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import posixpath
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,12 +50,15 @@ def copy_products(report: BuildReport, url: str, *, log: Callable[[str], None] =
         there, folder = fsspec.url_to_fs(url)
         if not _BUCKETS.intersection([there.protocol] if isinstance(there.protocol, str) else there.protocol):
             there.makedirs(folder, exist_ok=True)
+        page = posixpath.join(folder, REPORT_NAME)
+        if there.exists(page) and _job_url(there.cat_file(page)) != report.job.url:
+            raise OutputError(f"{there.unstrip_protocol(page)} is of another job; choose another folder.")
         for file in report.files:
             place = posixpath.join(folder, file.path.name)
             kept = _copy(there, file, place)
             addresses[file.product.value] = str(there.unstrip_protocol(place))
             log(f"{'Kept' if kept else 'Copied'} {addresses[file.product.value]} ({file.size} bytes).")
-        there.pipe_file(posixpath.join(folder, REPORT_NAME), f"{report.model_dump_json(indent=2)}\n".encode())
+        there.pipe_file(page, f"{report.model_dump_json(indent=2)}\n".encode())
     return addresses
 
 
@@ -73,6 +77,14 @@ def upload_products(report: BuildReport, url: str) -> dict[str, str]:
         OutputError: As `copy_products`.
     """
     return copy_products(report, url, log=get_run_logger().info)
+
+
+def _job_url(report: bytes) -> str | None:
+    """Return whose files a report that was copied is about; None where it tells nothing."""
+    try:
+        return str(json.loads(report)["job"]["url"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _copy(there: Any, file: ProductFile, place: str) -> bool:

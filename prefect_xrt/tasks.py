@@ -543,6 +543,8 @@ def finish_rebin(
             rebin,
             systematics=systematics,
             unreliable=unreliable,
+            # A run that is started again goes on with it.
+            cancelled_by=runs.is_cancellation,
             pacing=pacing,
             deadline_s=deadline_s,
             log=get_run_logger().info,

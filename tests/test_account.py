@@ -311,7 +311,7 @@ class TestCount:
         with line.turn("a", "Patient", slept.append, lambda _: None):
             pass
         assert sum(slept) == 900
-        assert max(slept) == 10 * FLOOR_S
+        assert max(slept) == FLOOR_S
 
     def test_unknown_account(
         self, queue: Callable[..., tuple[Emulator, Account]], monkeypatch: pytest.MonkeyPatch

@@ -129,6 +129,24 @@ def test_life(server: Server, service: Callable[..., Emulator], root: Path) -> N
     assert [(row["target"], row["outcome"]) for row in json.loads(table["data"])] == [(name, "changed")]
 
 
+def test_stopped_before_it_was_told(
+    server: Server, service: Callable[..., Emulator], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that ended, and of which a run that was stopped then has told nobody, is told of by the next run."""
+    service(default=READY)
+
+    def stop(*_: object) -> None:
+        raise RuntimeError("stopped")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("prefect_xrt.pipelines.monitor.compare", stop)
+        assert run(root, "V404 Cyg").is_failed()
+    (check,) = run(root, "V404 Cyg").result()
+    assert (check.outcome, check.message) == ("changed", "The first build: LightCurve.")
+    assert jobs(root, "V404 Cyg") == [801]
+    assert len(events(server, root, "V404 Cyg", 801)) == 1
+
+
 def test_one_failure(server: Server, service: Callable[..., Emulator], root: Path, tmp_path: Path) -> None:
     """A target that fails, a file that is none, and a name that is there already stop nobody else."""
     emulator = service(default=READY, jobs={"GK Per": {"*": FAILED}}, unresolvable_names=["Nowhere"])
@@ -157,6 +175,7 @@ def test_one_failure(server: Server, service: Callable[..., Emulator], root: Pat
     ("options", "error", "text"),
     [
         ({"sources": " "}, InvalidRequestError, "Sources, Folder of requests: there is nothing to build"),
+        ({"sources": "GK Per", "requests_dir": "none"}, InvalidRequestError, "there is no folder none"),
         ({"sources": "GK Per, 52.8, 99"}, InvalidRequestError, "line 1, dec: '99' is not between"),
         ({"sources": "GK Per", "notify": "slack-webhook/none"}, ConfigurationError, "slack-webhook/none"),
         ({"sources": "GK Per", "credentials": "none"}, ConfigurationError, "none"),

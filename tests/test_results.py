@@ -46,7 +46,7 @@ from prefect_xrt.errors import (
 )
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import Job
-from prefect_xrt.rebin import rebin_light_curve, wait_for_rebin
+from prefect_xrt.rebin import finish_rebin, rebin_light_curve, wait_for_rebin
 from prefect_xrt.request import (
     LightCurve as Binning,
 )
@@ -1047,6 +1047,19 @@ class TestRebin:
         with pytest.raises(KeyboardInterrupt):
             rebin_light_curve(client, job, Binning(binning="obsid"), sleep=interrupt)
         assert calls(service, "rebin")[-1]["APIFunc"] == "cancelRebin"
+
+    def test_restarted(self, build: Callable[..., Built]) -> None:
+        """What ends a wait without cancelling it leaves the binning to be waited for again."""
+        service, client, job = build()
+        rebin = client.submit_rebin(job, Binning(binning="obsid"))
+
+        def interrupt(_: float) -> None:
+            raise SystemExit(143)
+
+        with pytest.raises(SystemExit):
+            finish_rebin(client, rebin, sleep=interrupt, cancelled_by=lambda _: False)
+        assert finish_rebin(client, rebin, sleep=service.advance).curves
+        assert "cancelRebin" not in [call["APIFunc"] for call in calls(service, "rebin")]
 
 
 with warnings.catch_warnings():

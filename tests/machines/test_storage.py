@@ -96,6 +96,10 @@ def test_of_another_job(built: Callable[[], BuildReport], url: str) -> None:
     addresses = copy_products(first, url)
     with pytest.raises(OutputError, match="is of another job"):
         copy_products(second, url)
+    # Nor are they mixed where no bundle has the name of another's.
+    fewer = second.model_copy(update={"products": ()})
+    with pytest.raises(OutputError, match="is of another job"):
+        copy_products(fewer, url)
     assert copy_products(first, url) == addresses
 
 
