@@ -56,6 +56,7 @@ __all__ = [
     "cancelled_with_run",
     "follow",
     "halting_threads",
+    "has_jobs_to_cancel",
     "has_reused",
     "heard_of",
     "hurried",
@@ -618,6 +619,11 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
     It runs where the process of the run no longer can, and does what each job's policy says.
     """
     cancel_jobs_of(flow_run, state)
+
+
+def has_jobs_to_cancel(run: FlowRun) -> bool:
+    """Whether a run that was cancelled has jobs that are to be cancelled with it, and have not been."""
+    return not {"when-stopped", "when-cancelled"}.isdisjoint(map(str, run.labels.values()))
 
 
 def labels_in_common(run: FlowRun, other: FlowRun) -> set[str]:

@@ -117,6 +117,7 @@ class Watcher:
         self._boards: dict[UUID, Board] = {}
         self._to_show: dict[str, Outcome] = {}
         self._cancelled_since = datetime.now(UTC) - _LONG_AGO
+        self._took_s = 0.0
 
     def run(self, *, stand_by: bool = True) -> None:
         """Watch until it is stopped from outside.
@@ -166,7 +167,7 @@ class Watcher:
                 began_at = now
             if listing and listing.done():
                 found, listing = listing.result(), None
-                next_list_at = max(began_at + self._every_s, now + _SHARE * (now - began_at))
+                next_list_at = max(began_at + self._every_s, now + _SHARE * self._took_s)
                 if found is not None and self._lead.is_ours:
                     if is_new:
                         self._log(f"Watching; suspended flow runs: {len(found)}.")
@@ -200,7 +201,9 @@ class Watcher:
         """Return who waits for what, and see to those that were cancelled; None where that cannot be told."""
         try:
             with runs.api() as client:
+                began_at = self._timer()
                 suspended = list(_suspended(client))
+                self._took_s = self._timer() - began_at
                 found = [
                     Waiting(run.id, wait) for run in suspended if (wait := deferral.what_it_waits_for(run))
                 ]
@@ -219,7 +222,7 @@ class Watcher:
         left, seen, stop_at = began_at, set[UUID](), self._timer() + _LONG_S
         for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
             seen.add(run.id)
-            if run.state and any(Wait.of(text) for text in run.labels.values()):
+            if run.state and runs.has_jobs_to_cancel(run) and any(map(Wait.of, run.labels.values())):
                 if not self._may_try(run.id) or self._timer() > stop_at:
                     left = min(left, run.end_time or began_at)
                 elif runs.cancel_jobs_of(run, run.state, but=_gone_on_with(client, run)):
