@@ -513,17 +513,17 @@ class _Pace:
                 return followed
         return None
 
+    def _held_up(self) -> list[_Followed]:
+        """Return who waits for its turn at a service that fails; those that are followed no more do not."""
+        return [followed for followed in self.waiting if followed.number >= 0] if self._failures else []
+
     def overdue(self, at: float) -> list[_Followed]:
-        """Return whose deadline has passed while they wait for their turn at a service that fails."""
-        if not self._failures:
-            return []
-        return [followed for followed in self.waiting if followed.number >= 0 and followed.give_up_at <= at]
+        """Return whose deadline has passed meanwhile."""
+        return [followed for followed in self._held_up() if followed.give_up_at <= at]
 
     def deadline_s(self, at: float) -> float:
         """Return the seconds until the first of those deadlines."""
-        if not self._failures:
-            return float("inf")
-        return min(followed.give_up_at for followed in self.waiting) - at
+        return min((followed.give_up_at for followed in self._held_up()), default=float("inf")) - at
 
     def take(self, brought: Outcome | BaseException, now: float) -> None:
         """Learn from how a look went."""

@@ -856,6 +856,29 @@ class TestWatch:
         assert endings == [(0, 300.0), (1, 300.0), (2, 300.0)]
         assert [job for _, job in world.looks] == [0]
 
+    def test_others_are_not_overdue_with_it(self) -> None:
+        """Jobs whose deadline has passed, or that are forgotten, leave the others to their turn, with nothing to do."""
+        world = Many([3700.0] * 4)
+        world.trouble = lambda _: away(retry_after_s=3600.0) if world.time < START + 3600 else None
+        turns = 0
+
+        def timer() -> float:
+            nonlocal turns
+            turns += 1
+            assert turns < 1000, "It turns and turns."
+            return world.time
+
+        with Watch(
+            connections=1, clock=lambda: world.time, timer=timer, sleep=world.sleep, chance=lambda: 0.5
+        ) as watch:
+            for job, deadline_s in zip(world.jobs, (7200, 300, 400, 7200), strict=True):
+                watch.follow(cast(XRTClient, world), job, deadline_s=deadline_s, log=lambda _: None)
+            assert list(watch.endings(10)) == []
+            watch.forget(world.jobs[2])
+            endings = [(ending.job.id, ending.error is None) for ending in watch.endings()]
+        assert endings[0] == (1, False)
+        assert sorted(endings[1:]) == [(0, True), (3, True)]
+
     def test_overtaken_in_the_queue(self) -> None:
         """A job that another process has looked at while it waited for its turn does not hold up those behind it."""
         world, looks = Many([1e9] * 3), LocalLooks("https://example.org")
