@@ -49,8 +49,8 @@ from prefect_xrt.errors import (
     RefusedError,
     ServiceUnreachableError,
     XRTError,
-    asked_wait_s,
     is_transient,
+    obeyed_wait_s,
 )
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.reports import of_this_run
@@ -72,7 +72,6 @@ _SKEW_S = 2.0
 _LEASE_S = 60.0
 _STUCK_S = 2 * _LEASE_S
 _HURRY_S = 8.0
-_PATIENCE_S = 3600.0
 _FORGOTTEN = timedelta(days=7)
 
 
@@ -359,7 +358,7 @@ class Account:
                 verdict = _Verdict(
                     reason="the service does not tell how many jobs are active",
                     full=True,
-                    pause_s=max(self._floor_s, min(asked_wait_s(error), _PATIENCE_S)),
+                    pause_s=max(self._floor_s, obeyed_wait_s(error)),
                 )
             else:
                 failures = 0

@@ -40,6 +40,7 @@ __all__ = [
     "XRTError",
     "asked_wait_s",
     "is_transient",
+    "obeyed_wait_s",
 ]
 
 
@@ -221,6 +222,7 @@ class ServiceWarning(UserWarning):
     """The service speaks of itself: a deprecation, or a newer version of its interface."""
 
 
+_OBEYED_AT_MOST_S = 3600.0
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -234,3 +236,8 @@ def is_transient(error: BaseException) -> bool:
 def asked_wait_s(error: BaseException | None) -> float:
     """Return for how long the service asked to be left alone, in seconds."""
     return (error.retry_after_s or 0.0) if isinstance(error, ServiceUnreachableError) else 0.0
+
+
+def obeyed_wait_s(error: BaseException | None) -> float:
+    """Return for how long it is left alone where hours are waited for anyway, in seconds: an hour at the most."""
+    return min(asked_wait_s(error), _OBEYED_AT_MOST_S)

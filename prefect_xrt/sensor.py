@@ -24,7 +24,7 @@ from prefect_xrt.errors import (
     FailedLooksError,
     RefusedError,
     XRTError,
-    asked_wait_s,
+    obeyed_wait_s,
 )
 from prefect_xrt.pacing import FLOOR_S, Pacing, Sighting
 from prefect_xrt.protocol import Job, Outcome, ProductState, ProductStatus, choose_products
@@ -47,7 +47,6 @@ Until = Literal["all", "next", "look"]
 _SPACING_S = 0.02
 """Between looks at different jobs of a service elsewhere: a thousand jobs are not asked for in one burst."""
 
-_PATIENCE_S = 3600.0
 _PULSE_S = 0.25
 _REMEMBERED = 8
 _NOW_S = 1e-6
@@ -531,7 +530,7 @@ class _Pace:
             self._failures = 0
             return
         self._failures += 1
-        patience_s = max(self.spacing_s, min(asked_wait_s(brought), _PATIENCE_S))
+        patience_s = max(self.spacing_s, obeyed_wait_s(brought))
         self.not_before = max(self.not_before, now + patience_s)
 
 
@@ -659,7 +658,7 @@ class _Followed:
                 return brought
             trouble = brought
             self._failed_looks += 1
-            self._retry_after_s = min(asked_wait_s(brought), _PATIENCE_S)
+            self._retry_after_s = obeyed_wait_s(brought)
             if self._failed_looks == 1:
                 self._log(f"{self.job}: this look told nothing ({brought.message}) Looking again later.")
         elif isinstance(brought, Outcome):

@@ -25,7 +25,7 @@ from prefect_xrt.errors import (
     ServiceUnreachableError,
     SubmitUncertainError,
     XRTError,
-    asked_wait_s,
+    obeyed_wait_s,
 )
 from prefect_xrt.parameters import encode, same_request
 from prefect_xrt.protocol import Job, JobSummary, Outcome
@@ -52,7 +52,6 @@ _SLACK = timedelta(seconds=30)
 _LATE = timedelta(minutes=15)
 _CANDIDATES = 10
 _LOOKS = 4
-_PATIENCE_S = 3600.0
 _logger = logging.getLogger(__name__)
 
 
@@ -91,7 +90,7 @@ def submit_once(
     asked_between: tuple[datetime, datetime] | None = None,
     settle_s: float = SETTLE_S,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
-    on_job: Callable[[Job], None] | None = None,
+    on_job: Callable[[Job], object] = lambda _: None,
     log: Callable[[str], None] = _logger.info,
     sleep: Callable[[float], None] = time.sleep,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -135,9 +134,9 @@ def submit_once(
     owner = open_.owner if open_ else owner
     uncertain: SubmitUncertainError | None = None
     for attempt in range(_SUBMISSIONS + 1):
-        wait_s = max(settle_s, min(asked_wait_s(uncertain and uncertain.__cause__), _PATIENCE_S))
+        wait_s = max(settle_s, obeyed_wait_s(uncertain and uncertain.__cause__))
         job = _settle(client, request, open_, claims, directory, wait_s, log, sleep, now) if open_ else None
-        if job and on_job:
+        if job:
             on_job(job)
         if job is None and attempt < _SUBMISSIONS:
             first = open_.asked_at if open_ else None
@@ -150,8 +149,7 @@ def submit_once(
                     if directory:
                         write_submission(directory, open_)
                     job = client.submit(request)
-                    if on_job:
-                        on_job(job)
+                    on_job(job)
             except SubmitUncertainError as error:
                 log(f"{error.message} Looking for it in the list of jobs.")
                 uncertain = error

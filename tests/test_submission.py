@@ -22,7 +22,7 @@ from prefect_xrt.errors import (
     SubmitUncertainError,
 )
 from prefect_xrt.parameters import encode
-from prefect_xrt.protocol import Job
+from prefect_xrt.protocol import Job, Outcome
 from prefect_xrt.records import (
     JobRecord,
     Submission,
@@ -52,11 +52,16 @@ class Side:
             emulator.user_id, emulator.url, sleep=lambda _: None, **{"read_timeout_s": 0.5, **client}
         )
         self.claims = LocalClaims(emulator.url)
+        self.looks = LocalLooks(emulator.url)
 
     def sleep(self, seconds: float) -> None:
         """Sleep, and remember it."""
         self.slept_s.append(seconds)
         time.sleep(seconds)
+
+    def find(self, request: ProductRequest, **options: Any) -> tuple[Job, Outcome] | None:
+        """Find a job that answers a request already."""
+        return find_job(self.client, request, looks=self.looks, **options)
 
     def submit(self, request: ProductRequest, **options: Any) -> Job:
         """Submit, without waiting for anything."""
@@ -481,7 +486,7 @@ class TestFind:
         """A job that builds or is complete serves; one that failed only if that is wanted."""
         one = side(default=Timeline.of((4,)), timelines=timelines)
         one.client.submit(request_)
-        answer = find_job(one.client, request_, looks=LocalLooks(one.client.base_url), failed_too=failed_too)
+        answer = one.find(request_, failed_too=failed_too)
         assert (answer is not None) == found
         if answer:
             assert (answer[0].id, set(answer[1].statuses)) == (801, set(request_.products))
@@ -491,19 +496,17 @@ class TestFind:
         passing = Timeline.of_looks((-3, 1), (4,))
         one = side(default=Timeline.of((4,)), timelines={"spec": passing})
         one.client.submit(request_)
-        looks = LocalLooks(one.client.base_url)
-        answer = find_job(one.client, request_, looks=looks)
+        answer = one.find(request_)
         assert answer
         assert len(answer[1].ready) == len(request_.products)
-        assert looks.last(801) is not None
+        assert one.looks.last(801) is not None
 
     def test_looks_at_the_pace(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """A look that fails is made up for as the sensor does; a job that was seen to end is not looked at."""
         one = side(default=Timeline.of((4,)), faults=[Fault("status", "http-503", times=2)])
         one.client.submit(request_)
-        looks = LocalLooks(one.client.base_url)
         for _ in range(2):
-            assert find_job(one.client, request_, looks=looks, sleep=one.sleep)
+            assert one.find(request_, sleep=one.sleep)
             assert len(one.emulator.calls("status")) == 3
         assert max(one.slept_s) > 1
 
@@ -511,16 +514,16 @@ class TestFind:
         """A job whose files were deleted has to be built again."""
         one = side(default=Timeline.of((4,)), expire_after_s=1000.0, speed=1.0)
         one.client.submit(request_)
-        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url))
+        assert one.find(request_)
         one.emulator.advance(2000.0)
-        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url), failed_too=True) is None
+        assert one.find(request_, failed_too=True) is None
 
     def test_newest(self, side: Callable[..., Side], request_: ProductRequest) -> None:
         """Of several, the newest counts; others' parameters do not."""
         one = side(default=Timeline.of((4,)))
         for request in (request_, request_, request_.model_copy(update={"position_error_arcmin": 2})):
             one.client.submit(request)
-        answer = find_job(one.client, request_, looks=LocalLooks(one.client.base_url))
+        answer = one.find(request_)
         assert answer
         assert answer[0].id == 802
 
@@ -529,7 +532,7 @@ class TestFind:
         one = side(default=Timeline.of((4,)))
         narrow = LightCurve(binning="counts", pc_counts=20, wt_counts=30, dynamic=True, min_energy_kev=2)
         one.client.submit(request_.model_copy(update={"light_curve": narrow}))
-        assert find_job(one.client, request_, looks=LocalLooks(one.client.base_url)) is None
+        assert one.find(request_) is None
 
 
 def test_a_record_of_before(tmp_path: Path, request_: ProductRequest) -> None:
