@@ -151,9 +151,10 @@ def _read_requests(
         for target in (read_targets(sources) if sources.strip() else ())
     ]
     checks = []
-    if requests_dir and not Path(requests_dir).expanduser().is_dir():
+    folder = Path(requests_dir).expanduser() if requests_dir else None
+    if folder and not folder.is_dir():
         raise InvalidRequestError(f"Folder of requests: there is no folder {requests_dir}")
-    files = sorted(Path(requests_dir).expanduser().glob("*.json")) if requests_dir else []
+    files = sorted(folder.glob("*.json")) if folder else []
     if not (requests or files):
         raise InvalidRequestError("Sources, Folder of requests: there is nothing to build")
     names = {folder_name(request.name) for request in requests}

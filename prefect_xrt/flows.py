@@ -160,22 +160,7 @@ def build_products(
                     get_run_logger().info("Taking %s, which answers the request already.", job)
             policy: CancelPolicy = "never" if record and record.reused else cancel_job
             with runs.cancelled_with_run([record.job] if record else [], account, policy, and_more=True):
-                if record is None:
-                    if waiting == "suspended":
-                        deferral.await_turn(wanted, account, output_dir)
-                    try:
-                        job = tasks.submit_request(
-                            wanted,
-                            account,
-                            record_dir=output_dir,
-                            settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
-                        )
-                    except SubmitUncertainError as error:
-                        alerts.raise_uncertain(error, output_dir, notifier)
-                        raise
-                    runs.submitted(job)  # once more where Prefect has remembered the job
-                    runs.note_submitted()
-                    record = _record_after_submit(output_dir, job, wanted)
+                record = record or _submit(wanted, account, output_dir, pacing, notifier, waiting)
                 return _follow(
                     record,
                     account,
@@ -344,6 +329,31 @@ def _put_on_record(
     )
     write_record(output_dir, record)
     return record
+
+
+def _submit(
+    request: ProductRequest,
+    account: XRTCredentials,
+    output_dir: Path,
+    pacing: Pacing | None,
+    notifier: Notifier | None,
+    waiting: Waiting,
+) -> JobRecord:
+    """Let the request become a job, once there is room for it."""
+    if waiting == "suspended":
+        deferral.await_turn(request, account, output_dir)
+    try:
+        job = tasks.submit_request(
+            request,
+            account,
+            record_dir=output_dir,
+            settle_s=2 * pacing.floor_s if pacing else submission.SETTLE_S,
+        )
+    except SubmitUncertainError as error:
+        alerts.raise_uncertain(error, output_dir, notifier)
+        raise
+    runs.note_submitted(job)  # where Prefect has remembered the job, the task has not
+    return _record_after_submit(output_dir, job, request)
 
 
 def _record_after_submit(output_dir: Path, job: Job, request: ProductRequest) -> JobRecord:

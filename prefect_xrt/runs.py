@@ -88,6 +88,8 @@ _LABEL = "prefect-xrt.job."
 _CANCELLED = "cancelled"
 _ENDED = "ended"
 _REUSED = ".reused"
+_ON_CRASH: frozenset[CancelPolicy] = frozenset({"when-stopped"})
+_ON_CANCELLATION: frozenset[CancelPolicy] = _ON_CRASH | {"when-cancelled"}
 _OWNER = "prefect-xrt-owner"
 _SERVICE = "prefect-xrt-service"
 _OLDER = timedelta(minutes=15)
@@ -497,10 +499,11 @@ def submitted(job: Job) -> None:
         care.add(job)
 
 
-def note_submitted() -> None:
-    """Note what was submitted on the run, too, where the hooks find it; Prefect's server may take its time."""
+def note_submitted(job: Job) -> None:
+    """Note a job that was submitted on the run, too, where the hooks find it; Prefect's server may take its time."""
     care = _care.get()
     if care:
+        care.add(job)
         care.note()
 
 
@@ -623,16 +626,20 @@ def cancel_jobs(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> N
 
 def has_jobs_to_cancel(run: FlowRun) -> bool:
     """Whether a run that was cancelled has jobs that are to be cancelled with it, and have not been."""
-    return not {"when-stopped", "when-cancelled"}.isdisjoint(map(str, run.labels.values()))
+    return not _ON_CANCELLATION.isdisjoint(_followed(run.labels).values())
+
+
+def _followed(labels: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of a run's labels those that name a job that it follows, with what becomes of that."""
+    return {name: what for name, what in labels.items() if re.fullmatch(rf"{re.escape(_LABEL)}\d+", name)}
 
 
 def labels_in_common(run: FlowRun, other: FlowRun) -> set[str]:
     """Return the labels of the jobs that two flow runs follow."""
     return {
         name
-        for name, policy in other.labels.items()
-        if re.fullmatch(rf"{re.escape(_LABEL)}\d+", name)
-        and policy not in (_CANCELLED, _ENDED)
+        for name, policy in _followed(other.labels).items()
+        if policy not in (_CANCELLED, _ENDED)
         and name in run.labels
         and other.labels.get(f"{name}.url") == run.labels.get(f"{name}.url")
     }
@@ -654,18 +661,18 @@ def cancel_jobs_of(flow_run: FlowRun, state: State[Any], but: Collection[str] = 
         labels = client.read_flow_run(flow_run.id).labels
     # Prefect runs it with the run's own variables or without them, as its version is.
     variables = {**os.environ, **(flow_run.job_variables or {}).get("env", {})}
-    meant = {"when-stopped"} if state.is_crashed() else {"when-stopped", "when-cancelled"}
+    meant = _ON_CRASH if state.is_crashed() else _ON_CANCELLATION
     is_done = True
-    for name, policy in labels.items():
-        job_id = re.fullmatch(rf"{re.escape(_LABEL)}(\d+)", name)
-        if job_id is None or policy not in meant or name in but:
+    for name, policy in _followed(labels).items():
+        if policy not in meant or name in but:
             continue
+        job_id = int(name.removeprefix(_LABEL))
         try:
             account = load_credentials(str(labels.get(f"{name}.credentials") or "") or None, variables)
             with hurried(account).get_client() as service:
-                job = service.attach(int(job_id[1]), attempts=2)
+                job = service.attach(job_id, attempts=2)
         except XRTError as error:
-            log.error("Job %s could not be cancelled: %s", job_id[1], error.message)  # noqa: TRY400 - says it all
+            log.error("Job %s could not be cancelled: %s", job_id, error.message)  # noqa: TRY400 - says it all
             is_done = is_done and not is_transient(error)
             continue
         if _cancel(job, account, log.info, log.error):

@@ -151,7 +151,7 @@ def submit_request(
             log=logger.info,
             sleep=sleep,
         )
-    runs.note_submitted()
+    runs.note_submitted(job)
     logger.info("The service accepted %s: %s.", job, ", ".join(product.value for product in job.products))
     return job
 
