@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ from prefect_xrt.account import Account
 from prefect_xrt.client import XRTClient
 from prefect_xrt.credentials import XRTCredentials, load_credentials
 from prefect_xrt.deferral import Seen, Wait
-from prefect_xrt.errors import ConfigurationError, DeadlineError, XRTError, asked_wait_s
+from prefect_xrt.errors import ConfigurationError, DeadlineError, XRTError, obeyed_wait_s
 from prefect_xrt.pacing import FLOOR_S
 from prefect_xrt.progress import Board
 from prefect_xrt.protocol import Outcome
@@ -55,7 +55,7 @@ _PAGE = 200
 # Runs that were cancelled while no watcher ran; what is older, the service has ended itself.
 _LONG_AGO = timedelta(days=1)
 _OVERLAP = timedelta(minutes=2)
-_PATIENCE_S = 3600.0
+_RENEW_S = 3600.0
 _SELDOM_S = 600.0
 _LONG_S = 20.0
 _OPEN = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED]
@@ -69,10 +69,25 @@ _Name = tuple[str | None, str]
 """The block of an account and the address of its service."""
 
 
+class _Room(NamedTuple):
+    """An account whose room is looked after: as it was read, since when, and who asks the service for it."""
+
+    credentials: XRTCredentials
+    client: XRTClient
+    account: Account
+    made_at: float
+
+
 class _Trouble(NamedTuple):
     """What went wrong the last time, and when it may be tried again."""
 
     message: str
+    not_before: float
+
+
+class _Retry(NamedTuple):
+    """When a cancellation that has failed may be tried again."""
+
     not_before: float
     pause_s: float
 
@@ -108,10 +123,10 @@ class Watcher:
         self._timer = timer
         self._lead = _Lead(every_s, timer)
         self._clients: dict[_Name, XRTClient] = {}
-        self._services: dict[_Name, XRTClient] = {}
-        self._accounts: dict[_Name, tuple[XRTCredentials, Account, float]] = {}
+        self._rooms: dict[_Name, _Room] = {}
         self._complained: set[str] = set()
-        self._troubles: dict[_Name | UUID, _Trouble] = {}
+        self._troubles: dict[_Name, _Trouble] = {}
+        self._retries: dict[UUID, _Retry] = {}
         self._followed: dict[str, list[Waiting]] = {}
         self._to_resume: dict[UUID, tuple[Waiting, Seen]] = {}
         self._boards: dict[UUID, Board] = {}
@@ -143,7 +158,7 @@ class Watcher:
             end.set()
             heart.join(_SETTLE_S)
             self._lead.resign()
-            for client in (*self._clients.values(), *self._services.values()):
+            for client in (*self._clients.values(), *(room.client for room in self._rooms.values())):
                 client.close()
 
     def _run(
@@ -219,21 +234,34 @@ class Watcher:
         began_at = datetime.now(UTC)
         state = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLED]))
         ended = FlowRunFilterEndTime(after_=self._cancelled_since)
-        left, seen, stop_at = began_at, set[UUID](), self._timer() + _LONG_S
-        for run in _pages(client, FlowRunFilter(state=state, end_time=ended)):
-            seen.add(run.id)
-            if run.state and runs.has_jobs_to_cancel(run) and any(map(Wait.of, run.labels.values())):
-                if not self._may_try(run.id) or self._timer() > stop_at:
-                    left = min(left, run.end_time or began_at)
-                elif runs.cancel_jobs_of(run, run.state, but=_gone_on_with(client, run)):
-                    self._troubles.pop(run.id, None)
-                else:
-                    left = min(left, run.end_time or began_at)
-                    before = self._troubles.get(run.id)
-                    self._put_off(run.id, "", min(2 * before.pause_s, _SELDOM_S) if before else FLOOR_S)
-        for gone in [what for what in self._troubles if isinstance(what, UUID) and what not in seen]:
-            del self._troubles[gone]
-        self._cancelled_since = max(left - _OVERLAP, began_at - _LONG_AGO)
+        left = {
+            run.id: run
+            for run in _pages(client, FlowRunFilter(state=state, end_time=ended))
+            if run.state and runs.has_jobs_to_cancel(run) and any(map(Wait.of, run.labels.values()))
+        }
+        due = [run for run in left.values() if self._is_due(run)]
+        is_open = FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))
+        others = list(_pages(client, FlowRunFilter(state=is_open))) if due else []
+        stop_at = self._timer() + _LONG_S
+        for run in due:
+            if self._timer() <= stop_at and self._cancel(run, others):
+                del left[run.id]
+        self._retries = {run_id: retry for run_id, retry in self._retries.items() if run_id in left}
+        oldest = min([began_at, *(run.end_time or began_at for run in left.values())])
+        self._cancelled_since = max(oldest - _OVERLAP, began_at - _LONG_AGO)
+
+    def _is_due(self, run: FlowRun) -> bool:
+        return run.id not in self._retries or self._timer() >= self._retries[run.id].not_before
+
+    def _cancel(self, run: FlowRun, others: Sequence[FlowRun]) -> bool:
+        """Cancel the jobs of a run but those that others go on with; tell whether nothing is left to do."""
+        gone_on_with = {label for other in others for label in runs.labels_in_common(run, other)}
+        if run.state and runs.cancel_jobs_of(run, run.state, but=gone_on_with):
+            return True
+        before = self._retries.get(run.id)
+        pause_s = min(2 * before.pause_s, _SELDOM_S) if before else FLOOR_S
+        self._retries[run.id] = _Retry(self._timer() + pause_s, pause_s)
+        return False
 
     def _give_room(self, client: SyncPrefectClient, suspended: list[FlowRun]) -> None:
         """Let those submit for whom there is room, in the order in which they asked."""
@@ -244,18 +272,20 @@ class Watcher:
                 asking.setdefault((room.credentials, room.service), set()).add(run.id)
         everyone = set[UUID]().union(*asking.values())
         for name, run_ids in asking.items():
-            if not self._may_try(name):
+            before = self._troubles.get(name)
+            if before and self._timer() < before.not_before:
                 continue
             try:
                 account = self._account(name)
                 if account:
                     self._call(client, account, run_ids, everyone)
             except XRTError as error:
-                if name not in self._troubles or self._troubles[name].message != error.message:
+                if before is None or before.message != error.message:
                     self._log(
                         f"There may be room for jobs of {name[1]}, but that cannot be told: {error.message}"
                     )
-                self._put_off(name, error.message, max(FLOOR_S, asked_wait_s(error)))
+                not_before = self._timer() + max(FLOOR_S, obeyed_wait_s(error))
+                self._troubles[name] = _Trouble(error.message, not_before)
             else:
                 self._troubles.pop(name, None)
 
@@ -271,14 +301,6 @@ class Watcher:
                 account.call(ticket)
                 client.resume_flow_run(ticket.flow_run_id)
                 self._log(f"Resumed a flow run that waited for room, to submit {ticket.title}.")
-
-    def _may_try(self, what: _Name | UUID) -> bool:
-        return what not in self._troubles or self._timer() >= self._troubles[what].not_before
-
-    def _put_off(self, what: _Name | UUID, message: str, pause_s: float) -> None:
-        """Try something again, but later."""
-        not_before = self._timer() + min(pause_s, _PATIENCE_S)
-        self._troubles[what] = _Trouble(message, not_before, pause_s)
 
     def _follow(self, watch: Watch, found: list[Waiting]) -> None:
         """Follow what is waited for now, and forget what is not any more."""
@@ -380,16 +402,15 @@ class Watcher:
         """Return an account, made anew where its block was changed, and now and then, since clocks drift."""
         if self._client(*name) is None:
             return None
-        credentials, now = load_credentials(name[0]), self._timer()
-        known, account, made_at = self._accounts.get(name, (None, None, now))
-        if account is None or known != credentials or now - made_at > _PATIENCE_S:
+        credentials, now, room = load_credentials(name[0]), self._timer(), self._rooms.get(name)
+        if room and (room.credentials != credentials or now - room.made_at > _RENEW_S):
+            self._rooms.pop(name).client.close()
+            room = None
+        if room is None:
             # The list has no time for a service that is slow.
-            if name in self._services:
-                self._services.pop(name).close()
-            service_client = self._services[name] = runs.hurried(credentials).get_client()
-            account = Account(credentials, service_client)
-            self._accounts[name] = credentials, account, now
-        return account
+            client = runs.hurried(credentials).get_client()
+            room = self._rooms[name] = _Room(credentials, client, Account(credentials, client), now)
+        return room.account
 
     def _client(self, credentials: str | None, service: str) -> XRTClient | None:
         """Return who asks for a run; None, said once, where the account of it cannot be used here."""
@@ -471,16 +492,6 @@ def stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _gone_on_with(client: SyncPrefectClient, run: FlowRun) -> set[str]:
-    """Return the labels of jobs that a run has followed and others, which have not ended, go on with."""
-    state = FlowRunFilterState(type=FlowRunFilterStateType(any_=_OPEN))
-    return {
-        label
-        for other in _pages(client, FlowRunFilter(state=state))
-        for label in runs.labels_in_common(run, other)
-    }
 
 
 def _suspended(client: SyncPrefectClient) -> Iterator[FlowRun]:
