@@ -184,10 +184,12 @@ class TestContainers:
         content = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
         services = content["services"]
         named = {other for service in services.values() for other in service.get("depends_on", ())}
+        networks = {service.get("network_mode", "service:network") for service in services.values()}
         volumes = {
             volume.partition(":")[0] for service in services.values() for volume in service.get("volumes", ())
         }
-        assert named | {"service", "watcher"} == services.keys()
+        assert named | {"service", "watcher", "worker"} == services.keys()
+        assert networks == {"service:network"}
         assert volumes == content["volumes"].keys()
 
     @pytest.mark.parametrize("name", ["Dockerfile", "compose.yaml", "kubernetes.yaml"])
