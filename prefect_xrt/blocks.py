@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import ClassVar
 from uuid import uuid4
 
+# Not public, but what Prefect's own integrations use for this.
+from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.abstract import JobBlock, JobRun
 from prefect.runtime import flow_run
 from prefect.utilities.asyncutils import sync_compatible
@@ -22,7 +25,7 @@ from prefect_xrt.credentials import LOGOS, SERVICE_PAGES, XRTCredentials
 from prefect_xrt.errors import ConfigurationError
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome
 from prefect_xrt.request import ProductRequest
-from prefect_xrt.runs import CancelPolicy, cancelled_with_run
+from prefect_xrt.runs import CancelPolicy, cancelled_with_run, pausing
 from prefect_xrt.sensor import DEADLINE_S, wait_for_products
 from prefect_xrt.state import LocalClaims, LocalLooks
 from prefect_xrt.submission import submit_once
@@ -142,28 +145,35 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
         self.job = job
         self.outcome: Outcome | None = None
 
-    @sync_compatible
-    async def wait_for_completion(self) -> None:
+    async def await_for_completion(self) -> None:
+        """Wait as `wait_for_completion` does in an async flow."""
+        with _ending_sleep() as sleep:
+            await asyncio.to_thread(self._wait, sleep)
+
+    # In the caller's own thread, where Ctrl-C arrives as such: a coroutine hears only that it is not awaited any more.
+    @async_dispatch(await_for_completion)
+    def wait_for_completion(self) -> None:  # type: ignore[override]  # Prefect's own returns a logger
         """Wait until every product has ended, however it ended; `outcome` tells.
+
+        Ctrl-C in a sync flow that was started by hand cancels the job, as the block's `cancel_job` says; in an async
+        one it leaves the job, as whatever else ends the `await` does.
 
         Raises:
             DeadlineError: The block's deadline has passed; the job lives on.
             FailedLooksError: The service told nothing for long; the job lives on.
         """
+        self._wait(time.sleep)
+
+    def _wait(self, sleep: Callable[[float], None]) -> None:
         account = self._block.credentials
-        with (
-            account.get_client() as client,
-            cancelled_with_run(self.job, account, self._block.cancel_job),
-            _ending_sleep() as sleep,
-        ):
-            self.outcome = await asyncio.to_thread(
-                wait_for_products,
+        with account.get_client() as client, cancelled_with_run(self.job, account, self._block.cancel_job):
+            self.outcome = wait_for_products(
                 client,
                 self.job,
                 deadline_s=self._block.deadline_s,
                 log=self.logger.info,
                 looks=LocalLooks(client.base_url),
-                sleep=sleep,
+                sleep=pausing(sleep),
             )
 
     @sync_compatible
@@ -184,9 +194,15 @@ class XRTJobRun(JobRun[dict[str, ProductFile]]):
         if not (self._block.accept_partial and self.outcome.ready):
             self.outcome.require()
         directory = self._block.output_dir.expanduser().absolute() / f"job_{self.job.id}"
-        with self._block.credentials.get_client() as client:
+        with self._block.credentials.get_client() as client, _ending_sleep() as sleep:
             files, problems = await asyncio.to_thread(
-                download_all, client, self.job, self.outcome.ready, directory, self._block.archive_format
+                download_all,
+                client,
+                self.job,
+                self.outcome.ready,
+                directory,
+                self._block.archive_format,
+                sleep=sleep,
             )
         for error in problems.values():
             raise error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import importlib.metadata
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import pytest
+from conftest import until
 from prefect import flow
 from prefect.blocks.core import Block
 from prefect.client.orchestration import get_client
@@ -323,3 +325,34 @@ def test_cancelled_with_the_run(
         run = client.read_flow_run(run_ids[0])
     cancel_jobs(flow=pipeline, flow_run=run, state=Cancelling())
     assert emulator.jobs[801].code("lc") == -4
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize("policy", ["when-cancelled", "never"])
+def test_interrupted(
+    service: Callable[..., Emulator], request_: ProductRequest, tmp_path: Path, policy: str
+) -> None:
+    """Ctrl-C in a flow that waits through the block cancels its job, as the block says."""
+    emulator = service(default=Timeline.of((3,)))
+    (tmp_path / "request.json").write_text(request_.model_dump_json(exclude={"products"}))
+    script = tmp_path / "pipeline.py"
+    script.write_text(f"""
+from pathlib import Path
+from prefect import flow
+from prefect_xrt import ProductRequest, XRTJob
+from prefect_xrt.credentials import load_credentials
+
+@flow
+def pipeline():
+    request = ProductRequest.model_validate_json(Path("request.json").read_text())
+    block = XRTJob(credentials=load_credentials(), request=request, output_dir="out", cancel_job={policy!r})
+    block.trigger().wait_for_completion()
+
+pipeline()
+""")
+    with subprocess.Popen([sys.executable, script], cwd=tmp_path) as process:
+        until(lambda: emulator.calls("status"))
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert emulator.jobs[801].code("lc") == (3 if policy == "never" else -4)
+    assert len(emulator.calls("cancel")) == (policy != "never")
