@@ -156,7 +156,7 @@ def download(
             service that is not on this machine is not asked with less than 60.
         timeout_s: How long the file may take altogether, in seconds.
         clock: Tells the time in seconds, from any start.
-        sleep: Waits between attempts.
+        sleep: Waits between attempts; called with 0 at every chunk, so that what it raises ends a transfer, too.
 
     Returns:
         The verified file.
@@ -182,6 +182,8 @@ def download(
                 digest = None if overwrite else _kept_digest(place, job, archive_format, max_unpacked_bytes)
                 kept = digest is not None
                 if digest is None:
+                    if place.exists() and not unpack and not _is_of(place, job):
+                        _remove_unpacked(place, directory / protocol.SHORT_NAMES[product])
                     patience = _Patience(
                         f"{place.name} of {job}", max_failed_attempts, ceiling_s, timeout_s, clock
                     )
@@ -245,7 +247,9 @@ def download_all(
 
 
 def remove_other_jobs(directory: Path, job: Job) -> None:
-    """Remove the bundles of other jobs from a folder that was to be overwritten; other files stay.
+    """Remove the bundles of other jobs, and what they were unpacked to, from a folder that was to be overwritten.
+
+    Other files stay, and so does a folder to which something has been added since.
 
     Raises:
         OutputError: The folder cannot be written.
@@ -255,28 +259,53 @@ def remove_other_jobs(directory: Path, job: Job) -> None:
             for archive_format in ARCHIVE_FORMATS:
                 place = directory / protocol.file_name(product, archive_format)
                 if _sidecar(place).is_file() and not _is_of(place, job):
+                    _remove_unpacked(place, directory / protocol.SHORT_NAMES[product])
                     place.unlink(missing_ok=True)
                     _sidecar(place).unlink()
 
 
+def _remove_unpacked(place: Path, folder: Path) -> None:
+    """Remove what a bundle was unpacked to, unless there is something else in it."""
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    try:
+        names = set(ArchiveReader(place).names())
+    except (XRTError, FileNotFoundError):
+        return
+    there = {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
+    if there <= names:
+        shutil.rmtree(folder)
+
+
 def refuse_foreign_files(
-    directory: Path, products: Iterable[Product], archive_format: ArchiveFormat, job: Job | None = None
+    directory: Path,
+    products: Iterable[Product],
+    archive_format: ArchiveFormat,
+    job: Job | None = None,
+    *,
+    unpack: bool = False,
 ) -> None:
-    """Make sure that a folder holds no bundles of another origin, before a job's files are to go there.
+    """Make sure that a folder holds nothing of another origin, before a job's files are to go there.
 
     Args:
         directory: The folder.
         products: The products whose bundles will go there.
         archive_format: The format of the bundles.
         job: The job whose bundles may be there already, if there is one yet.
+        unpack: Whether they will be unpacked there, too.
 
     Raises:
-        OutputError: It holds one.
+        OutputError: It holds something.
     """
     for product in products:
         place = directory / protocol.file_name(product, archive_format)
         if place.exists() and not (job and _is_of(place, job)):
             raise _foreign(place)
+        folder = directory / protocol.SHORT_NAMES[product]
+        if unpack and folder.exists() and not place.exists():
+            raise _foreign(folder)
 
 
 def _is_of(place: Path, job: Job) -> bool:
@@ -516,7 +545,7 @@ def _fetch(
         transfer = _Transfer(client, job, product, archive_format, place, stream)
         while True:
             try:
-                transfer.run(patience)
+                transfer.run(patience, sleep)
                 verify(part, archive_format, max_unpacked_bytes=max_unpacked_bytes)
                 break
             except XRTError as error:
@@ -574,8 +603,8 @@ class _Transfer:
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
-    def run(self, patience: _Patience) -> None:
-        """Receive what is missing.
+    def run(self, patience: _Patience, sleep: Callable[[float], None]) -> None:
+        """Receive what is missing, unless the sleep tells to stop.
 
         Raises:
             ArchiveError: It is shorter or longer than the service said.
@@ -594,6 +623,7 @@ class _Transfer:
                 self._digest.update(chunk)
                 self.size += len(chunk)
                 patience.check_time()
+                sleep(0)
         if remote.size is not None and remote.size != self.size:
             raise ArchiveError(f"Of the {remote.size} bytes of {self._what}, {self.size} arrived.")
 

@@ -144,7 +144,7 @@ def build_products(
     try:
         with runs.heard_of(), archive.exclusive(output_dir / RECORD_NAME):
             seen = None
-            record = _record_of(wanted, output_dir, archive_format, overwrite=overwrite)
+            record = _record_of(wanted, output_dir, archive_format, extract=extract, overwrite=overwrite)
             if record is None and waiting == "suspended" and (left := deferral.job_before()):
                 # The folder is that of another machine.
                 job, reused = left
@@ -249,7 +249,7 @@ def attach_products(
             left = None if overwrite else read_submission(output_dir)
             job = tasks.attach_job(job_id, account)
             if not overwrite:
-                archive.refuse_foreign_files(output_dir, job.products, archive_format, job)
+                archive.refuse_foreign_files(output_dir, job.products, archive_format, job, unpack=extract)
             asked = left.request if left and same_request(left.request, job.parameters) is not False else None
             record = _put_on_record(output_dir, job, request=asked, owner=left.owner if left else None)
             remove_submission(output_dir)
@@ -274,7 +274,12 @@ def attach_products(
 
 
 def _record_of(
-    request: ProductRequest, output_dir: Path, archive_format: ArchiveFormat, *, overwrite: bool
+    request: ProductRequest,
+    output_dir: Path,
+    archive_format: ArchiveFormat,
+    *,
+    extract: bool,
+    overwrite: bool,
 ) -> JobRecord | None:
     """Return the record in the folder if it is of this request, so that its job is gone on with.
 
@@ -301,7 +306,7 @@ def _record_of(
     if record:
         raise _belongs_to(output_dir, record)
     if read_submission(output_dir) is None:
-        archive.refuse_foreign_files(output_dir, request.products, archive_format)
+        archive.refuse_foreign_files(output_dir, request.products, archive_format, unpack=extract)
     return None
 
 
@@ -419,9 +424,10 @@ def _follow(
     )
     if seen:
         board(seen)
-    with tasks.showing(board):
+    with runs.halting_threads(), tasks.showing(board):
         outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, alarm, deadline_s, waiting)
-    files, problems = _collect(downloads)
+        files, problems, stop = _collect(downloads)
+    trouble = trouble or stop
     if overwrite:
         try:
             archive.remove_other_jobs(output_dir, job)
@@ -511,17 +517,20 @@ def _read(request: ProductRequest | dict[str, JsonValue], account: XRTCredential
 
 def _collect(
     downloads: dict[Product, PrefectFuture[ProductFile]],
-) -> tuple[dict[Product, ProductFile], dict[Product, str]]:
-    """Wait for the files, and keep what went wrong with one from hiding the others."""
-    files, problems = {}, {}
+) -> tuple[dict[Product, ProductFile], dict[Product, str], runs.RunCancelled | None]:
+    """Wait for the files, and keep what went wrong with one from hiding the others; tell of a cancellation."""
+    files, problems, stopped = {}, {}, None
     for product, future in downloads.items():
         try:
             files[product] = future.result()
+        except runs.RunCancelled as stop:
+            stopped = stop
+            problems[product] = str(stop)
         except Exception as error:
             problems[product] = (
                 error.message if isinstance(error, XRTError) else f"{type(error).__name__}: {error}"
             )
-    return files, problems
+    return files, problems, stopped
 
 
 def _show(report: BuildReport, asked: dict[str, JsonValue] | None, board: Board) -> UUID | None:

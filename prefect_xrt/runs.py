@@ -135,13 +135,14 @@ def halting_threads() -> Iterator[Halt]:
     """Let what stops this thread stop the others of its run as well, so that each deals with its own job.
 
     They have to be started with a copy of the context inside. One of them that finds the run cancelled
-    halts all, too. An ordinary error here halts nobody.
+    halts all, too, and what stops a thread that halts others itself halts those around it. An ordinary error here
+    halts nobody, and neither does a suspension.
     """
-    halt = Halt()
+    halt = _halt.get() or Halt()
     token = _halt.set(halt)
     try:
         yield halt
-    except Exception:
+    except (Exception, Pause):
         raise
     except BaseException as stop:
         halt.stop(RunCancelled() if is_cancellation(stop) else stop)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +24,7 @@ from prefect_xrt.account import Account
 from prefect_xrt.archive import ProductFile
 from prefect_xrt.client import Which
 from prefect_xrt.credentials import XRTCredentials, load_credentials
+from prefect_xrt.errors import ProductsError
 from prefect_xrt.pacing import Pacing
 from prefect_xrt.protocol import ArchiveFormat, CancelResult, Job, Outcome, RebinJob
 from prefect_xrt.request import LightCurve as Binning
@@ -375,6 +377,7 @@ def download_product(
             unpack=extract,
             max_failed_attempts=max_failed_looks,
             ceiling_s=(pacing or Pacing()).floor_s,
+            sleep=runs.pausing(),
         )
     get_run_logger().info(
         "%s %s (%d bytes, SHA-256 %s).", "Kept" if file.kept else "Wrote", file.path, file.size, file.sha256
@@ -475,6 +478,9 @@ def rebin_light_curve(
 ) -> LightCurve:
     """Bin a finished job's light curve again, wait for it, and retrieve it: the two tasks that follow.
 
+    A binning that an earlier attempt of the flow run has asked for is gone on with, and asked for anew if it has
+    failed or was cancelled.
+
     Args:
         job: A job whose light curve is ready.
         binning: How to bin.
@@ -484,14 +490,21 @@ def rebin_light_curve(
         pacing: When to look; never more often than once a minute, except on this machine.
         deadline_s: How long to wait, in seconds.
     """
-    return finish_rebin(
-        submit_rebin(job, binning, credentials),
-        credentials,
+    finish = partial(
+        finish_rebin,
+        credentials=credentials,
         systematics=systematics,
         unreliable=unreliable,
         pacing=pacing,
         deadline_s=deadline_s,
     )
+    submitted = submit_rebin(job, binning, credentials, return_state=True)
+    try:
+        return finish(submitted.result())
+    except ProductsError:
+        if submitted.name != "Cached":
+            raise
+    return finish(submit_rebin.with_options(refresh_cache=True)(job, binning, credentials))
 
 
 @task(

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from conftest import free_port, until
 from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -238,9 +237,7 @@ class TestQueue:
             shown.append(
                 until(lambda: told in (text := server.artifacts(waiting.flow_run_id)[key]["data"]) and text)
             )
-            state = {"type": "CANCELLING", "name": "Cancelling"}
-            url = f"{server.url}/flow_runs/{waiting.flow_run_id}/set_state"
-            requests.post(url, json={"state": state}, timeout=30)
+            server.cancel(waiting.flow_run_id)
             server.logs(waiting.flow_run_id, f"Waiting to submit: {told}.")
 
         thread = threading.Thread(target=contextvars.copy_context().run, args=[elsewhere])

@@ -36,6 +36,7 @@ from prefect_xrt.archive import (
     extract,
     folder_name,
     refuse_foreign_files,
+    remove_other_jobs,
     verify,
     write_text,
 )
@@ -658,9 +659,14 @@ class World:
         self.job: Job = client.submit(REQUEST)
         self.naps: list[float] = []
 
+    def sleep(self, seconds: float) -> None:
+        """Note a pause between two attempts; with 0, it is asked between two chunks whether to stop."""
+        if seconds:
+            self.naps.append(seconds)
+
     def download(self, form: ArchiveFormat = "tar.gz", **options: Any) -> ProductFile:
         """Fetch the image without waiting between attempts."""
-        options = {"sleep": self.naps.append, **options}
+        options = {"sleep": self.sleep, **options}
         job = options.pop("job", self.job)
         return download(self.client, job, Product.IMAGE, self.place, form, **options)
 
@@ -803,6 +809,9 @@ class TestDownload:
         (world.place / "image" / "thesis.tex").write_text("mine")
         with pytest.raises(OutputError, match="not of this job"):
             world.download(unpack=True)
+        with pytest.raises(OutputError, match="not of this job"):
+            refuse_foreign_files(world.place, [Product.IMAGE], "tar.gz", unpack=True)
+        refuse_foreign_files(world.place, [Product.IMAGE], "tar.gz")
         assert tree(world.place) == {"image": None, "image/thesis.tex": b"mine"}
         world.download(unpack=True, overwrite=True)
         assert not (world.place / "image" / "thesis.tex").exists()
@@ -813,6 +822,36 @@ class TestDownload:
         world.download()
         assert world.download(overwrite=True).kept is False
         assert len(world.service.calls("file")) == 2
+
+    @pytest.mark.parametrize("replaced", [True, False], ids=["replaced", "not built again"])
+    @pytest.mark.parametrize("added", [True, False], ids=["added to", "as unpacked"])
+    def test_unpacked_by_another_job(self, replaced: bool, added: bool, worlds: Callable[..., World]) -> None:
+        """What another job's bundle was unpacked to goes with it, unless somebody has added to it."""
+        world = worlds()
+        world.download(unpack=True)
+        folder = world.place / "image"
+        if added:
+            (folder / "thesis.tex").write_text("mine")
+        later = world.job.model_copy(update={"id": 9})
+        if replaced:
+            side = world.place / "image.tar.gz.sha256"
+            side.write_text(side.read_text().replace(f"# {world.job.id} ", "# 9 "))
+            world.download(overwrite=True)
+            later = world.job
+        remove_other_jobs(world.place, later)
+        assert (world.place / "image.tar.gz").exists() == replaced
+        assert folder.exists() == added
+
+    def test_stopped(self, worlds: Callable[..., World]) -> None:
+        """What its sleep raises ends a transfer, too, between two chunks; nothing of it stays."""
+        world = worlds()
+
+        def stop(seconds: float) -> None:
+            raise KeyboardInterrupt(seconds)
+
+        with pytest.raises(KeyboardInterrupt, match="0"):
+            download(world.client, world.job, Product.IMAGE, world.place, sleep=stop)
+        assert os.listdir(world.place) == []
 
     def test_missing(self, worlds: Callable[..., World]) -> None:
         """A product without files is told at once, and leaves nothing."""
@@ -886,8 +925,8 @@ class TestTrouble:
         gone.stop()
 
         def back(seconds: float) -> None:
-            world.naps.append(seconds)
-            if len(world.naps) == 4:
+            world.sleep(seconds)
+            if seconds and len(world.naps) == 4:
                 service = Emulator(gone.scenario, port=int(gone.origin.rpartition(":")[2]), clock=lambda: 0.0)
                 stack.enter_context(service)
                 assert world.client.submit(REQUEST).url == world.job.url
@@ -954,7 +993,7 @@ class TestTrouble:
             ceiling_s=1,
             timeout_s=2,
             clock=lambda: sum(world.naps),
-            sleep=world.naps.append,
+            sleep=world.sleep,
         )
         assert "within 2 s" in problems[Product.IMAGE].message
         assert world.naps == [1, 1]
@@ -1021,7 +1060,7 @@ class TestTrouble:
     def test_killed(self, damaged: bool, worlds: Callable[..., World]) -> None:
         """A process that was killed on the way goes on where it was, and what it had is verified like the rest."""
         world = worlds(Fault("file", "truncated-file", at_bytes=700))
-        script = world.script("fetch(sleep=lambda _: os.kill(os.getpid(), signal.SIGKILL))")
+        script = world.script("fetch(sleep=lambda s: s and os.kill(os.getpid(), signal.SIGKILL))")
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
         part = world.place / ".image.tar.gz.part"
         assert part.read_bytes() == world.original()[:700]

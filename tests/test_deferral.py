@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -91,14 +90,6 @@ def request(name: str, **products: Any) -> ProductRequest:
     return ProductRequest(name=name, targets=["00966554"], ra_deg=1, dec_deg=1, centroid=False, **given)
 
 
-def send(url: str, body: dict[str, Any] | None = None) -> Any:
-    """Ask Prefect's server for something; on SQLite it turns calls away where many come at once."""
-    while (answer := requests.post(url, json=body, timeout=60)).status_code == requests.codes.unavailable:
-        time.sleep(0.5)
-    answer.raise_for_status()
-    return answer.json()
-
-
 @pytest.fixture(scope="module")
 def lives(
     prefect_process: Server, worker: object, tmp_path_factory: pytest.TempPathFactory
@@ -107,9 +98,7 @@ def lives(
     root = tmp_path_factory.mktemp("lives")
     url = prefect_process.url
 
-    def post(path: str, **body: Any) -> Any:
-        return send(f"{url}/{path}", body)
-
+    post = prefect_process.send
     deployment = requests.get(f"{url}/deployments/name/one-target/one-target", timeout=30).json()["id"]
     bare = post(
         "deployments",
@@ -200,7 +189,7 @@ def test_nothing_is_held(lives: Lives, prefect_process: Server) -> None:
         ):
             return True
         # Many begin at once, and the server was too busy to say that there is room: the watcher would call it.
-        requests.post(f"{prefect_process.url}/flow_runs/{lives.runs[name]}/resume", timeout=30)
+        prefect_process.resume(lives.runs[name])
         return False
 
     for name in lives.runs:
@@ -221,8 +210,7 @@ def test_nothing_is_held(lives: Lives, prefect_process: Server) -> None:
 def test_resumed_by_hand(lives: Lives, prefect_process: Server) -> None:
     """Resumed by somebody before there is anything new, a run suspends itself once more."""
     before = lives.state("Resumed")["state_details"]["pause_key"]
-    run_id = lives.runs["Resumed"]
-    send(f"{prefect_process.url}/flow_runs/{run_id}/resume")
+    prefect_process.resume(lives.runs["Resumed"])
     until(
         lambda: lives.state("Resumed")["state_details"]["pause_key"] not in (None, before),
         "the second suspension",
@@ -238,7 +226,7 @@ def test_resumed_elsewhere(lives: Lives, prefect_process: Server) -> None:
         before = lives.state(name)["state_details"]["pause_key"]
         folder = lives.root.parent / name.lower()
         shutil.rmtree(folder)
-        send(f"{prefect_process.url}/flow_runs/{lives.runs[name]}/resume")
+        prefect_process.resume(lives.runs[name])
         until(
             lambda before=before, name=name: (
                 lives.state(name)["state_details"]["pause_key"] not in (None, before)
@@ -252,9 +240,7 @@ def test_resumed_elsewhere(lives: Lives, prefect_process: Server) -> None:
 def test_cancelled_with_nobody_there(lives: Lives, prefect_process: Server) -> None:
     """A run that is cancelled while it is suspended: the next watcher cancels its job, if that was wanted."""
     for name in ("Cancelled", "Kept", "Taken"):
-        state = {"type": "CANCELLING", "name": "Cancelling"}
-        url = f"{prefect_process.url}/flow_runs/{lives.runs[name]}/set_state"
-        send(url, {"state": state})
+        prefect_process.cancel(lives.runs[name])
         lives.until(name, "CANCELLED")
     assert lives.emulator.calls("cancel") == []
     lives.watch()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import requests
 from conftest import until
 from prefect import State
 from prefect.client.orchestration import get_client
@@ -118,12 +117,6 @@ def hours_passing(emulator: Emulator, when: Callable[[], bool]) -> Iterator[None
     finally:
         over.set()
         thread.join()
-
-
-def cancel(server: Server, run_id: object) -> None:
-    """Cancel a flow run as the UI does."""
-    state = {"type": "CANCELLING", "name": "Cancelling"}
-    requests.post(f"{server.url}/flow_runs/{run_id}/set_state", json={"state": state}, timeout=30)
 
 
 @pytest.fixture
@@ -433,7 +426,7 @@ class TestStopped:
             until(lambda: {"Crab", "Mrk 421"} <= sources_of(emulator, "status"))
             (found,) = server.find("flow_runs", flow_runs={"name": {"any_": ["survey: 5 sources"]},
                                                            "state": {"type": {"any_": ["RUNNING"]}}})  # fmt: skip
-            cancel(server, found["id"])
+            server.cancel(found["id"])
 
         thread = threading.Thread(target=elsewhere)
         thread.start()

@@ -11,6 +11,7 @@ from prefect import flow
 
 from prefect_xrt import (
     Job,
+    LightCurve,
     Pacing,
     ProductRequest,
     XRTCredentials,
@@ -18,6 +19,7 @@ from prefect_xrt import (
     cancel_products,
     check_product_status,
     download_product,
+    rebin_light_curve,
     retrieve_light_curve,
     retrieve_position,
     submit_request,
@@ -117,6 +119,27 @@ class TestSubmit:
             return [job.id for job in jobs]
 
         assert pipeline() == [801, 801]
+
+    @pytest.mark.parametrize(("first", "asked"), [(-1, 2), (4, 1)], ids=["failed", "ready"])
+    def test_rebinning(
+        self, first: int, asked: int, service: Callable[..., Emulator], request_: ProductRequest
+    ) -> None:
+        """A flow run that is retried goes on with a new binning, unless that has failed; then it asks anew."""
+        emulator = service(default=READY, rebin=Timeline.of((first,)))
+        attempts = []
+
+        @flow(retries=1)
+        def pipeline() -> bool:
+            attempts.append(first)
+            job = submit_request(request_)
+            wait_for_products(job, pacing=FAST)
+            curve = rebin_light_curve(job, LightCurve(binning="obsid"), pacing=FAST)
+            if len(attempts) == 1:
+                raise RuntimeError("on the way")
+            return bool(curve.curves)
+
+        assert pipeline(return_state=True).is_completed() == (first == 4)
+        assert (len(attempts), len(emulator.rebins)) == (2, asked)
 
     def test_each_flow_run_submits(self, service: Callable[..., Emulator], request_: ProductRequest) -> None:
         """Another flow run, or another request in the same one, is another job."""
