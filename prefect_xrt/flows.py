@@ -427,7 +427,7 @@ def _follow(
     with runs.halting_threads(), tasks.showing(board):
         outcome, downloads, trouble = _wait_and_fetch(seen, wait, fetch, alarm, deadline_s, waiting)
         files, problems, stop = _collect(downloads)
-    trouble = trouble or stop
+    trouble = stop or trouble
     if overwrite:
         try:
             archive.remove_other_jobs(output_dir, job)
