@@ -107,10 +107,13 @@ def queue(
 
 @pytest.fixture
 def process() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start processes that submit requests of some names, all at once, each in a flow of its own."""
+    """Start processes that submit requests of some names, all at once, each in a flow of its own.
+
+    A busy machine lets none of them seem dead, which would cost it its turn.
+    """
     started: list[subprocess.Popen[str]] = []
 
-    def start(*submitted: str, spare_s: float = 5.0) -> subprocess.Popen[str]:
+    def start(*submitted: str, spare_s: float = 60.0) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", PROGRAM, str(spare_s), *submitted]
         started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
