@@ -185,11 +185,9 @@ def download(
                     if place.exists() and not unpack and not _is_of(place, job):
                         _remove_unpacked(place, directory / protocol.SHORT_NAMES[product])
                     patience = _Patience(
-                        f"{place.name} of {job}", max_failed_attempts, ceiling_s, timeout_s, clock
+                        f"{place.name} of {job}", max_failed_attempts, ceiling_s, timeout_s, clock, sleep
                     )
-                    digest = _fetch(
-                        client, job, product, place, archive_format, max_unpacked_bytes, patience, sleep
-                    )
+                    digest = _fetch(client, job, product, place, archive_format, max_unpacked_bytes, patience)
             finally:
                 for leftover in (_part(place), _validator_part(place), _part(_sidecar(place))):
                     leftover.unlink(missing_ok=True)
@@ -477,7 +475,9 @@ class _Patience:
         ceiling_s: float,
         timeout_s: float,
         clock: Callable[[], float],
+        sleep: Callable[[float], None],
     ) -> None:
+        self.sleep = sleep
         self._what = what
         self._max_failed_attempts = max_failed_attempts
         self._ceiling_s = ceiling_s
@@ -488,12 +488,13 @@ class _Patience:
         self._failed = 0
         self._damaged = 0
 
-    def check_time(self) -> None:
-        """Break off a transfer that takes too long.
+    def check(self) -> None:
+        """Break off a transfer that takes too long, or that the sleep tells to stop.
 
         Raises:
             ServiceUnreachableError: The time is over.
         """
+        self.sleep(0)
         if self._clock() > self._deadline:
             raise ServiceUnreachableError("It was still arriving.")
 
@@ -537,7 +538,6 @@ def _fetch(
     archive_format: ArchiveFormat,
     max_unpacked_bytes: int,
     patience: _Patience,
-    sleep: Callable[[float], None],
 ) -> str:
     """Bring a bundle to its place, over as many connections as it takes, and return its checksum."""
     part = _part(place)
@@ -545,14 +545,14 @@ def _fetch(
         transfer = _Transfer(client, job, product, archive_format, place, stream)
         while True:
             try:
-                transfer.run(patience, sleep)
+                transfer.run(patience)
                 verify(part, archive_format, max_unpacked_bytes=max_unpacked_bytes)
                 break
             except XRTError as error:
                 wait_s = patience.wait_s(error, transfer.size)
                 if isinstance(error, ArchiveError):
                     transfer.restart()
-                sleep(wait_s)
+                patience.sleep(wait_s)
         # The checksum comes first: a file without one would be nobody's.
         write_text(_sidecar(place), f"{_mark(job)}\n{transfer.hexdigest()}  {place.name}\n")
         _settle(stream, part, place)
@@ -603,8 +603,8 @@ class _Transfer:
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
 
-    def run(self, patience: _Patience, sleep: Callable[[float], None]) -> None:
-        """Receive what is missing, unless the sleep tells to stop.
+    def run(self, patience: _Patience) -> None:
+        """Receive what is missing.
 
         Raises:
             ArchiveError: It is shorter or longer than the service said.
@@ -622,8 +622,7 @@ class _Transfer:
                 self._stream.flush()
                 self._digest.update(chunk)
                 self.size += len(chunk)
-                patience.check_time()
-                sleep(0)
+                patience.check()
         if remote.size is not None and remote.size != self.size:
             raise ArchiveError(f"Of the {remote.size} bytes of {self._what}, {self.size} arrived.")
 
