@@ -247,60 +247,46 @@ class TestByHand:
         _, told = process.communicate(timeout=_PATIENCE_S)
         assert (process.returncode, "Traceback" in told) == (130, False)
 
-    def test_cancelled_while_it_downloads(
-        self,
-        server: Server,
-        service: Callable[..., Emulator],
-        request_: ProductRequest,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        """Cancelled while a file cannot be had: it ends as Cancelled, and what is there is told."""
+    @pytest.fixture
+    def cancelled(
+        self, server: Server, request_: ProductRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[..., dict[str, Any]]:
+        """Build, cancel the run from elsewhere once something is there, and give the run."""
         monkeypatch.setattr(runs, "_OWN_STATE_S", 0.1)
-        faults = [Fault("file", "http-503", product="lc", times=-1)]
-        emulator = service(default=READY, faults=faults)
         name = f"to be cancelled, {tmp_path.name}"
 
-        def elsewhere() -> None:
-            until(lambda: (tmp_path / "image.tar.gz").exists() and (tmp_path / "spec.tar.gz").exists())
-            (run,) = server.find("flow_runs", flow_runs={"name": {"any_": [f"build: {name}"]}})
-            server.cancel(run["id"])
+        def build(there: Callable[[], Any], **options: Any) -> dict[str, Any]:
+            def elsewhere() -> None:
+                until(there)
+                (run,) = server.find("flow_runs", flow_runs={"name": {"any_": [f"build: {name}"]}})
+                server.cancel(run["id"])
 
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        request = request_.model_copy(update={"name": name})
-        state = build_products(request, tmp_path, return_state=True)
-        thread.join()
-        run = server.flow_run(state.state_details.flow_run_id)
+            thread = threading.Thread(target=elsewhere)
+            thread.start()
+            request = request_.model_copy(update={"name": name})
+            state = build_products(request, tmp_path, return_state=True, **options)
+            thread.join()
+            return server.flow_run(state.state_details.flow_run_id)
+
+        return build
+
+    def test_cancelled_while_it_downloads(
+        self, service: Callable[..., Emulator], cancelled: Callable[..., dict[str, Any]], tmp_path: Path
+    ) -> None:
+        """Cancelled while a file cannot be had: it ends as Cancelled, and what is there is told."""
+        faults = [Fault("file", "http-503", product="lc", times=-1)]
+        emulator = service(default=READY, faults=faults)
+        run = cancelled(lambda: (tmp_path / "image.tar.gz").exists() and (tmp_path / "spec.tar.gz").exists())
         assert run["state_name"] == "Cancelled"
         assert "2 of 3 products of job 801" in run["state"]["message"]
         assert emulator.calls("cancel") == []
 
     def test_cancelled_by_command(
-        self,
-        server: Server,
-        service: Callable[..., Emulator],
-        request_: ProductRequest,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, service: Callable[..., Emulator], cancelled: Callable[..., dict[str, Any]]
     ) -> None:
         """Cancelled from elsewhere: the run notices it by its own state, cancels the job, and ends Cancelled."""
-        monkeypatch.setattr(runs, "_OWN_STATE_S", 0.1)
         emulator = service(default=RUNNING, timelines={"image": READY})
-
-        name = f"to be cancelled, {tmp_path.name}"
-
-        def elsewhere() -> None:
-            until(lambda: emulator.calls("file"))
-            (run,) = server.find("flow_runs", flow_runs={"name": {"any_": [f"build: {name}"]}})
-            server.cancel(run["id"])
-
-        thread = threading.Thread(target=elsewhere)
-        thread.start()
-        request = request_.model_copy(update={"name": name})
-        state = build_products(request, tmp_path, pacing=FAST, return_state=True)
-        thread.join()
-        run = server.flow_run(state.state_details.flow_run_id)
+        run = cancelled(lambda: emulator.calls("file"), pacing=FAST)
         assert run["state_name"] == "Cancelled"
         assert "1 of 3 products of job 801" in run["state"]["message"]
         assert [emulator.jobs[801].code(short) for short in ("lc", "spec", "image")] == [-4, -4, 4]
