@@ -103,7 +103,8 @@ class Watcher:
     """Follows the jobs of all flow runs that are suspended for one, and resumes each when its job has news.
 
     Args:
-        every_s: How often the suspended runs are listed, in seconds.
+        every_s: How often the suspended runs are listed, in seconds; so long, but at most ten seconds, the process
+            of one is given to end, before it is followed.
         log: Takes a line for what happens.
         sleep: Waits, in seconds; what it raises ends the watch.
         timer: Gives seconds that only ever grow.
@@ -219,15 +220,23 @@ class Watcher:
                 began_at = self._timer()
                 suspended = list(_suspended(client))
                 self._took_s = self._timer() - began_at
-                found = [
-                    Waiting(run.id, wait) for run in suspended if (wait := deferral.what_it_waits_for(run))
-                ]
+                gone = [run for run in suspended if self._has_gone(run)]
+                found = [Waiting(run.id, wait) for run in gone if (wait := deferral.what_it_waits_for(run))]
                 self._see_to_cancelled(client)
-                self._give_room(client, suspended)
+                self._give_room(client, gone, everyone={run.id for run in suspended})
         except Exception as error:
             self._say_away(error)
             return None
         return found
+
+    def _has_gone(self, run: FlowRun) -> bool:
+        """Whether the process of a suspended run has had the time to end.
+
+        Before Prefect 3.9, a worker with a `--limit` dies of a run that is resumed while its process still ends.
+        """
+        assert run.state is not None  # noqa: S101 - it is suspended
+        age_s = (datetime.now(UTC) - run.state.timestamp).total_seconds()
+        return not 0 <= age_s < min(self._every_s, EVERY_S)
 
     def _see_to_cancelled(self, client: SyncPrefectClient) -> None:
         """Cancel the jobs of runs that were cancelled while suspended: Prefect runs no hook for those."""
@@ -263,14 +272,13 @@ class Watcher:
         self._retries[run.id] = _Retry(self._timer() + pause_s, pause_s)
         return False
 
-    def _give_room(self, client: SyncPrefectClient, suspended: list[FlowRun]) -> None:
+    def _give_room(self, client: SyncPrefectClient, gone: list[FlowRun], everyone: set[UUID]) -> None:
         """Let those submit for whom there is room, in the order in which they asked."""
         asking: dict[_Name, set[UUID]] = {}
-        for run in suspended:
+        for run in gone:
             room = deferral.room_it_waits_for(run)
             if room:
                 asking.setdefault((room.credentials, room.service), set()).add(run.id)
-        everyone = set[UUID]().union(*asking.values())
         for name, run_ids in asking.items():
             before = self._troubles.get(name)
             if before and self._timer() < before.not_before:

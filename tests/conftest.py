@@ -261,14 +261,18 @@ def worker(
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start a worker for what is deployed.
 
-    It runs two at a time, and is patient: where many begin at once, SQLite turns changes away, and what the worker
-    cannot tell of a run lets that crash.
+    Two run at a time, and it is patient: where many begin at once, SQLite turns changes away, and what the worker
+    cannot tell of a run lets that crash. The limit is the pool's: one of its own would end a worker of before Prefect
+    3.9 when a run is resumed while its process still ends.
     """
+    here = {"PREFECT_API_URL": prefect_process.url}
+    limit = ("work-pool", "set-concurrency-limit", "xrt", "2")
+    subprocess.run([sys.executable, "-m", "prefect", *limit], env=os.environ | here, check=True)
     calm = {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_CLIENT_MAX_RETRIES": "20"}
     with (tmp_path_factory.mktemp("worker") / "worker.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "xrt", "--limit", "2"],
-            env=os.environ | calm | {"PREFECT_API_URL": prefect_process.url},
+            [sys.executable, "-m", "prefect", "worker", "start", "--pool", "xrt"],
+            env=os.environ | calm | here,
             stdout=log,
             stderr=log,
         )

@@ -21,11 +21,13 @@ import requests
 from conftest import pid_of
 from conftest import until as until_there
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.variables import Variable
 from pydantic import SecretStr
 
 from prefect_xrt import Image, LightCurve, ProductRequest, XRTClient
 from prefect_xrt.archive import folder_name
 from prefect_xrt.credentials import XRTCredentials
+from prefect_xrt.deferral import HEARTBEAT
 from prefect_xrt.emulator import Emulator, Scenario, Timeline
 from prefect_xrt.flows import build_products
 
@@ -123,6 +125,7 @@ def lives(
         with temporary_settings({PREFECT_API_URL: url}):
             other = XRTCredentials(user_id=SecretStr(crowded.user_id), base_url=crowded.url, max_active=1)
             other.save("crowded", overwrite=True)
+            Variable.unset(HEARTBEAT)
         with XRTClient(emulator.user_id, emulator.url) as client:
             client.submit(request("Taken"))
 

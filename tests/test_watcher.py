@@ -135,7 +135,7 @@ class TestRoom:
                 Account(credentials, asked).has_turn(str(run.id), "Star")
             line = Account(credentials, asked)
             until(lambda: not any(waiting.lives for waiting in line.queue()))
-            Watcher(log=print)._give_room(client, [alive])
+            Watcher(log=print)._give_room(client, [alive], {alive.id})
             assert [waiting.flow_run_id for waiting in line.queue()] == [alive.id]
         assert state_of(client, alive) != "Suspended"
 
@@ -150,7 +150,7 @@ class TestRoom:
             other.save(name, overwrite=True)
             waits_for_room(client, name)
         lines: list[str] = []
-        watcher = Watcher(log=lines.append)
+        watcher = Watcher(every_s=1e-3, log=lines.append)
         assert run.id in {waiting.run_id for waiting in watcher._list() or []}
         asked = len(silent.calls("count"))
         assert asked > 0
@@ -165,6 +165,18 @@ class TestRoom:
 
 
 class TestResume:
+    def test_process_that_ends(
+        self, client: SyncPrefectClient, job: Job, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A run is followed when its process has had the time to end, and is in nobody's way until then."""
+        run, _ = waits_for(client, job)
+        watcher = Watcher(every_s=3600.0)
+        for patience_s, is_there in ((3600.0, False), (1e-3, True)):
+            monkeypatch.setattr("prefect_xrt.watcher.EVERY_S", patience_s)
+            found = watcher._list()
+            assert found is not None
+            assert (run.id in {waiting.run_id for waiting in found}) == is_there
+
     def test_two_deadlines(self, client: SyncPrefectClient, job: Job) -> None:
         """Of two that wait for one job, each waits until its own deadline."""
         (long, wait), (short, soon) = waits_for(client, job), waits_for(client, job, for_s=1.0)
